@@ -1,0 +1,403 @@
+"""The configuration: merged, validated, cross-checked, and cut into one slice a stage.
+
+config.yaml and overlays -> one dict with every default filled. A stage gets only its slice (`*_settings`), so that a
+changed setting reruns just what depends on it. Needs nothing beyond Snakemake's own dependencies.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+
+from rsd.provenance import settings_digest
+
+Config = dict[str, Any]
+
+ROOT = Path(__file__).parents[2]
+SCHEMA_PATH = Path(__file__).parents[1] / "schemas" / "config.schema.yaml"
+
+
+def load_schema() -> dict[str, Any]:
+    """The JSON schema of the configuration, the only place of every default."""
+    return yaml.safe_load(SCHEMA_PATH.read_text(encoding="utf-8"))
+
+
+def load(paths: Sequence[Path]) -> Config:
+    """Reads config files, later ones over earlier ones (as Snakemake merges them), and validates the result."""
+    merged: Config = {}
+    for path in paths:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"{path}: expected a mapping of settings, found {type(content).__name__}")
+        merged = merge(merged, content)
+    return validate(merged)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Config:
+    """`over` laid over `base`: mappings key by key, everything else (lists too) replaced."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def validate(config: Mapping[str, Any]) -> Config:
+    """A copy with every default filled.
+
+    Raises ValueError listing every problem by key, value, expectation and remedy: unknown keys, wrong types, values
+    out of bounds, names that do not exist, combinations that cannot work.
+    """
+    config = copy.deepcopy(dict(config))
+    schema = load_schema()
+    problems = _schema_problems(schema, config)
+    if not problems:
+        config = fill_defaults(schema, config)
+        problems = _reference_problems(config)
+    if problems:
+        raise ValueError("the configuration is not valid:\n  " + "\n  ".join(problems))
+    return config
+
+
+def fill_defaults(schema: Mapping[str, Any], value: Any, node: Mapping[str, Any] | None = None) -> Any:
+    """`value` with the schema's defaults filled, at any depth; `node` is the part of `schema` that describes it."""
+    node = _resolve(schema, schema if node is None else node)
+    if not isinstance(value, dict):
+        return value
+    filled = {}
+    for key, child in node.get("properties", {}).items():
+        if key in value:
+            filled[key] = fill_defaults(schema, value[key], child)
+        elif (default := _default(schema, child)) is not _NO_DEFAULT:
+            filled[key] = fill_defaults(schema, copy.deepcopy(default), child)
+    others = node.get("additionalProperties")
+    for key in value.keys() - filled.keys():
+        filled[key] = fill_defaults(schema, value[key], others) if isinstance(others, dict) else value[key]
+    return filled
+
+
+_NO_DEFAULT = object()
+
+
+def _resolve(schema: Mapping[str, Any], node: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`node` with its $ref followed; keys beside the $ref stay on top."""
+    if "$ref" not in node:
+        return node
+    target = schema["$defs"][node["$ref"].removeprefix("#/$defs/")]
+    return {**_resolve(schema, target), **{key: value for key, value in node.items() if key != "$ref"}}
+
+
+def _default(schema: Mapping[str, Any], node: Mapping[str, Any]) -> Any:
+    node = _resolve(schema, node)
+    if "default" in node:
+        return node["default"]
+    # An object all of whose keys have defaults has one itself.
+    if node.get("type") == "object" and node.get("properties") and not node.get("required"):
+        return {}
+    return _NO_DEFAULT
+
+
+def _schema_problems(schema: Mapping[str, Any], config: Config) -> list[str]:
+    validator = jsonschema.Draft202012Validator(schema)
+    errors = sorted(
+        validator.iter_errors(config), key=lambda error: (list(map(str, error.absolute_path)), error.message)
+    )
+    return [line for error in errors for line in _explain(schema, error)]
+
+
+def _explain(schema: Mapping[str, Any], error: jsonschema.ValidationError) -> list[str]:
+    """One line a mistake: the key, its value, what was expected, what to do."""
+    path = [str(part) for part in error.absolute_path]
+    key = ".".join(path) or "(top level)"
+    description = error.schema.get("description", "") if isinstance(error.schema, dict) else ""
+    hint = f" ({' '.join(description.split())})" if description else ""
+    match error.validator:
+        case "additionalProperties":
+            known = list(error.schema.get("properties", {}))
+            unknown = [name for name in error.instance if name not in known]
+            return [
+                f"{'.'.join([*path, str(name)])} = {error.instance[name]!r}: unknown key; {_suggest(str(name), known)}"
+                for name in unknown
+            ]
+        case "required":
+            missing = [name for name in error.validator_value if name not in error.instance]
+            return [f"{'.'.join([*path, name])}: missing; add it{hint}" for name in missing]
+        case "type":
+            expected = error.validator_value
+            expected = " or ".join(expected) if isinstance(expected, list) else expected
+            remedy = (
+                "write the number without quotes, in a config file" if isinstance(error.instance, str) else "correct it"
+            )
+            if expected not in ("number", "integer", "number or null", "integer or null"):
+                remedy = "correct it"
+            found = type(error.instance).__name__
+            return [f"{key} = {error.instance!r}: expected {expected}, found {found}; {remedy}{hint}"]
+        case "enum":
+            allowed = [str(value) for value in error.validator_value]
+            return [f"{key} = {error.instance!r}: {_suggest(str(error.instance), allowed)}{hint}"]
+        case "minimum" | "maximum" | "exclusiveMinimum" | "exclusiveMaximum":
+            return [f"{key} = {error.instance!r}: expected {_bounds(error.schema)}; choose a value in it{hint}"]
+        case _:
+            return [f"{key} = {error.instance!r}: {error.message}; correct it{hint}"]
+
+
+def _bounds(node: Mapping[str, Any]) -> str:
+    signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    return "a value " + " and ".join(f"{sign} {node[name]}" for name, sign in signs.items() if name in node)
+
+
+def _suggest(name: str, known: Iterable[str]) -> str:
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    start = f"did you mean {close[0]!r}? " if close else ""
+    return f"{start}expected one of: {', '.join(known) or '(none defined)'}"
+
+
+def _reference_problems(config: Config) -> list[str]:
+    """Names that lead nowhere and combinations that cannot work."""
+    problems: list[str] = []
+
+    def check(key: str, name: str | None, catalogue: str) -> bool:
+        if name is None or name in config.get(catalogue, {}):
+            return True
+        problems.append(f"{key} = {name!r}: no such entry in {catalogue}; {_suggest(name, config.get(catalogue, {}))}")
+        return False
+
+    for name, model in config["models"].items():
+        check(f"models.{name}.prompt", model["prompt"], "prompts")
+    check("problems.dataset", config["problems"]["dataset"], "datasets")
+    check("evaluation.profile", config["evaluation"]["profile"], "profiles")
+    for name, profile in config.get("profiles", {}).items():
+        check(f"profiles.{name}.prompt", profile["prompt"], "prompts")
+    for name, task in config["tasks"].items():
+        check(f"tasks.{name}.dataset", task["dataset"], "datasets")
+    for index, name in enumerate(config["run"]["arms"]):
+        check(f"run.arms[{index}]", name, "arms")
+    for index, name in enumerate(config["run"]["tasks"]):
+        check(f"run.tasks[{index}]", name, "tasks")
+    if config["run"]["base"] not in config["run"]["arms"]:
+        problems.append(
+            f"run.base = {config['run']['base']!r}: not in run.arms; "
+            + _suggest(config["run"]["base"], config["run"]["arms"])
+        )
+    for name, traces in config["traces"].items():
+        problems += _trace_set_problems(name, traces, config, check)
+    for name, arm in config["arms"].items():
+        check(f"arms.{name}.model", arm["model"], "models")
+        check(f"arms.{name}.traces", arm["traces"], "traces")
+        problems += _training_problems(name, arm, config)
+    if config["experiment"] in ("models", "datasets"):
+        problems.append(f"experiment = {config['experiment']!r}: this folder of results/ is taken; choose another name")
+    return problems
+
+
+def _trace_set_problems(name: str, traces: Mapping[str, Any], config: Config, check: Any) -> list[str]:
+    key = f"traces.{name}"
+    problems = []
+    if traces["method"] != "dataset" and traces["max_new_tokens"] >= traces["context"]:
+        problems.append(
+            f"{key}.max_new_tokens = {traces['max_new_tokens']}: leaves no room for a prompt in "
+            f"{key}.context = {traces['context']} tokens; lower max_new_tokens or raise context"
+        )
+    check(f"{key}.student", traces["student"], "models")
+    if traces["method"] == "rsd":
+        check(f"{key}.teacher", traces["teacher"], "models")
+        check(f"{key}.law", traces["law"], "laws")
+    if traces["method"] == "dataset":
+        dataset = config["datasets"].get(config["problems"]["dataset"])
+        if dataset is not None and dataset["columns"]["response"] is None:
+            problems.append(
+                f"{key}.method = 'dataset': the dataset of problems has no traces of its own; name the column in "
+                f"datasets.{config['problems']['dataset']}.columns.response"
+            )
+        if traces["attempts"] != 1:
+            problems.append(f"{key}.attempts = {traces['attempts']}: a dataset has one trace a problem; write 1")
+        if traces["shards"] != 1:
+            problems.append(f"{key}.shards = {traces['shards']}: dataset traces are not generated; write 1")
+    return problems
+
+
+def _training_problems(name: str, arm: Mapping[str, Any], config: Config) -> list[str]:
+    """The arm's overrides checked as the training block is, and the batch sizes that result."""
+    schema = load_schema()
+    node = {**schema["$defs"]["training"], "$defs": schema["$defs"]}
+    validator = jsonschema.Draft202012Validator(node)
+    problems = []
+    for error in validator.iter_errors(arm["training"]):
+        problems += [f"arms.{name}.training.{line.removeprefix('(top level).')}" for line in _explain(schema, error)]
+    if problems:
+        return problems
+    training = {**config["training"], **arm["training"]}
+    if training["batch_size"] % training["micro_batch_size"]:
+        problems.append(
+            f"arms.{name}: batch_size = {training['batch_size']} is no multiple of micro_batch_size = "
+            f"{training['micro_batch_size']}; choose one that divides it"
+        )
+    return problems
+
+
+# --- what runs ---------------------------------------------------------------------------------------------------
+
+
+def shard_names(config: Config, traces: str) -> list[str]:
+    """`shard-000`, ... of a trace set."""
+    return [f"shard-{index:03d}" for index in range(config["traces"][traces]["shards"])]
+
+
+def arm_seeds(config: Config, arm: str) -> list[int]:
+    """The training seeds of an arm; an arm that is not trained is measured once, under seed 0."""
+    return config["run"]["seeds"] if config["arms"][arm]["traces"] else [0]
+
+
+def trace_sets(config: Config) -> list[str]:
+    """The trace sets that the arms of this run need, in the order of the arms."""
+    names = [config["arms"][arm]["traces"] for arm in config["run"]["arms"]]
+    return list(dict.fromkeys(name for name in names if name))
+
+
+def source_key(config: Config, source: str) -> str:
+    """A folder name for a source: readable, and unique by a digest of all that decides its content.
+
+    Two experiments with the same source share one folder. The mirror is not part of it: it holds the same files.
+    """
+    readable = re.sub(r"[^A-Za-z0-9.]+", "-", source.split("://")[-1].removeprefix("path:")).strip("-")[:60]
+    # Pocket models and problems follow from the pocket settings and the texts around them.
+    made_from = [source, config["pocket"], config["seed"]] if source.startswith("pocket://") else [source]
+    return f"{readable}-{settings_digest(made_from)[:8]}"
+
+
+def model_key(config: Config, model: str) -> str:
+    """The folder below results/models/ of a model of the catalogue."""
+    return source_key(config, config["models"][model]["source"])
+
+
+def dataset_key(config: Config, dataset: str) -> str:
+    """The folder below results/datasets/ of a dataset of the catalogue."""
+    return source_key(config, config["datasets"][dataset]["source"])
+
+
+# --- one slice a stage ---------------------------------------------------------------------------------------------
+
+
+def prefetch_settings(config: Config, kind: str, name: str) -> Config:
+    """Of a model or dataset (`kind` models | datasets): where to get it."""
+    entry = config[kind][name]
+    settings = {"source": entry["source"], "mirror": config["mirror"]}
+    return settings | ({"files": entry["files"], "gated": entry["gated"]} if kind == "datasets" else {})
+
+
+def pocket_settings(config: Config, source: str) -> Config:
+    """Of a pocket model or dataset: the recipe, and which of the four it is."""
+    return {"make": source.removeprefix("pocket://"), "seed": config["seed"], **config["pocket"]}
+
+
+def dataset_settings(config: Config, name: str) -> Config:
+    """How a dataset's rows become records."""
+    entry = config["datasets"][name]
+    return {"name": name, **{key: entry[key] for key in ("source", "files", "columns", "reference", "remove")}}
+
+
+def problems_settings(config: Config) -> Config:
+    """Of prepare_problems."""
+    name = config["problems"]["dataset"]
+    return {"dataset": dataset_settings(config, name), "limit": config["problems"]["limit"]}
+
+
+def benchmark_settings(config: Config, task: str) -> Config:
+    """Of prepare_benchmark."""
+    entry = config["tasks"][task]
+    return {"dataset": dataset_settings(config, entry["dataset"]), "limit": entry["limit"]}
+
+
+def model_settings(config: Config, name: str) -> Config:
+    """How a model is loaded and what it reads: dtype, prompt text."""
+    model = config["models"][name]
+    return {"name": name, "dtype": model["dtype"], "prompt": config["prompts"][model["prompt"]]}
+
+
+def traces_settings(config: Config, name: str) -> Config:
+    """Of generate_traces and convert_traces; a shard's number is not part of it."""
+    traces = config["traces"][name]
+    settings = {
+        "method": traces["method"],
+        "format": config["format"],
+        "student": model_settings(config, traces["student"]),
+    }
+    if traces["method"] == "dataset":
+        return settings
+    lengths = ("attempts", "context", "max_new_tokens", "lanes", "shards")
+    settings |= {key: traces[key] for key in lengths} | {"seed": config["seed"], "device": config["device"]}
+    if traces["method"] == "sample":
+        return settings | {"sampling": traces["sampling"]}
+    law = config["laws"][traces["law"]]
+    draws = law["draws"] if traces["draws"] is None else traces["draws"]
+    law = {"name": traces["law"], **law, "draws": draws, "threshold": traces["threshold"]}
+    return settings | {"law": law, "teacher": model_settings(config, traces["teacher"])}
+
+
+def select_settings(config: Config, name: str) -> Config:
+    """Of select_traces."""
+    traces = config["traces"][name]
+    return {
+        **traces["select"],
+        "format": config["format"],
+        "student": model_settings(config, traces["student"]),
+        "block_size": config["training"]["block_size"],
+        "seed": config["seed"],
+    }
+
+
+def training_settings(config: Config, arm: str) -> Config:
+    """Of train; the training seed is not part of it."""
+    return {**config["training"], **config["arms"][arm]["training"], "device": config["device"]}
+
+
+def evaluation_settings(config: Config, arm: str, task: str) -> Config:
+    """Of evaluate."""
+    profile = config["profiles"][config["evaluation"]["profile"]]
+    model = model_settings(config, config["arms"][arm]["model"])
+    if profile["prompt"] is not None:
+        model["prompt"] = config["prompts"][profile["prompt"]]
+    return {
+        "task": task,
+        "repeats": config["tasks"][task]["repeats"],
+        "lanes": config["evaluation"]["lanes"],
+        "sampling": {key: profile[key] for key in ("temperature", "top_k", "top_p")},
+        "context": profile["context"],
+        "profile": config["evaluation"]["profile"],
+        "model": model,
+        "format": config["format"],
+        "seed": config["seed"],
+        "device": config["device"],
+    }
+
+
+def compare_settings(config: Config) -> Config:
+    """Of compare: what was run, and the published values."""
+    return {
+        "arms": {
+            arm: {
+                "label": config["arms"][arm]["label"] or arm,
+                "traces": config["arms"][arm]["traces"],
+                "seeds": arm_seeds(config, arm),
+            }
+            for arm in config["run"]["arms"]
+        },
+        "base": config["run"]["base"],
+        "tasks": config["run"]["tasks"],
+        "reference": config["reference"],
+        **config["report"],
+        "seed": config["seed"],
+    }
+
+
+def report_settings(config: Config) -> Config:
+    """Of report: how things are called, and the whole configuration to show."""
+    return {"experiment": config["experiment"], "title": config["title"] or config["experiment"], "config": config}
