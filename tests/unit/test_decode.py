@@ -1,0 +1,238 @@
+"""The decoder against a decoder without cache, batch or lanes, and against its own promises."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from pairs import END, STUDENT_SIZE, TEACHER_SIZE, THINK, tiny_alignment, tiny_model
+from rsd.decode import Request, generate_rsd, sample
+from rsd.law import Law, Sampling, distribution, draw, rsd_parts, sharpened, softmax
+from rsd.streams import uniforms
+
+LAW = Law(0.03, 3, Sampling(1.0, 20, 1.0), 20, Sampling(1.0, 20, 1.0))
+CONTEXT, NEW = 90, 40
+
+
+def make_pair():
+    return tiny_model(1, STUDENT_SIZE), tiny_model(2, TEACHER_SIZE, width=48, layers=3), tiny_alignment()
+
+
+@pytest.fixture(scope="module")
+def pair():
+    torch.set_num_threads(1)
+    return make_pair()
+
+
+@pytest.fixture(scope="module")
+def untouched():
+    """The same pair, never given to the decoder: it keeps transformers' own attention."""
+    return make_pair()
+
+
+def requests(count: int, seed: int = 0) -> list[Request]:
+    generator = np.random.default_rng(seed)
+    made = []
+    for index in range(count):
+        student = generator.integers(2, 20, generator.integers(3, 25)).tolist()
+        made.append(Request(index, student, [7, 8, *(token + 2 for token in student)], ("test", seed, index)))
+    return made
+
+
+def naive(pair, request: Request, law: Law = LAW, new: int = NEW, context: int = CONTEXT):
+    """One token at a time, the whole context read anew by both models at each."""
+    student, teacher, alignment = pair
+    mine, theirs, tokens, flags, p_student, p_teacher = (
+        list(request.student_prompt),
+        list(request.teacher_prompt),
+        [],
+        [],
+        [],
+        [],
+    )
+    limit = min(new, context - max(len(mine), len(theirs)))
+    stream = torch.from_numpy(uniforms(request.stream, new))
+    for position in range(limit):
+        student_logits = student(torch.tensor([mine])).logits[:, -1]
+        teacher_logits = teacher(torch.tensor([theirs])).logits[:, -1]
+        proposal = alignment.for_student(sharpened(teacher_logits, law.proposal))
+        token, flag = draw(rsd_parts(student_logits, proposal, law), stream[position : position + 1])
+        tokens.append(int(token)), flags.append(bool(flag))
+        p_student.append(float(softmax(student_logits)[0, int(token)]))
+        known = int(alignment.to_teacher[int(token)])
+        p_teacher.append(float(softmax(teacher_logits)[0, known]) if known >= 0 else float("nan"))
+        mine.append(int(token))
+        theirs += alignment.read_by_teacher(int(token))
+        if int(token) == END:
+            break
+    return tokens, flags, p_student, p_teacher
+
+
+def run(pair, wanted, *, lanes: int, law: Law = LAW, new: int = NEW, context: int = CONTEXT):
+    completions = generate_rsd(
+        *pair, iter(wanted), law=law, end_of_turn=END, context=context, max_new_tokens=new, lanes=lanes
+    )
+    return {completion.index: completion for completion in completions}
+
+
+def test_decoder_equals_the_naive_one_token_by_token(pair, untouched):
+    wanted = requests(12)
+    got = run(pair, wanted, lanes=5)
+    assert sorted(got) == list(range(12))
+    assert any(THINK in completion.tokens for completion in got.values()), "the substitutes were not exercised"
+    for request in wanted:
+        tokens, flags, p_student, p_teacher = naive(untouched, request)
+        completion = got[request.index]
+        assert completion.tokens.tolist() == tokens
+        assert completion.fallback.tolist() == flags
+        np.testing.assert_allclose(completion.p_student, p_student, rtol=1e-4)
+        np.testing.assert_allclose(completion.p_teacher, p_teacher, rtol=1e-4)
+        assert completion.finish == ("end_of_turn" if tokens[-1] == END else "length")
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 7, 32])
+def test_an_attempt_is_bit_equal_whatever_the_lanes_and_neighbours(pair, lanes):
+    wanted = requests(20, seed=3)
+    together = run(pair, wanted, lanes=16)
+    others = run(pair, wanted[::-1] if lanes > 1 else wanted[4:7], lanes=lanes)
+    for index, completion in others.items():
+        for field in dataclasses.fields(completion):
+            left, right = getattr(completion, field.name), getattr(together[index], field.name)
+            assert (
+                np.array_equal(left, right, equal_nan=field.name.startswith("p_"))
+                if isinstance(left, np.ndarray)
+                else left == right
+            )
+
+
+def test_a_token_that_the_teacher_lacks_comes_by_fallback_alone(pair):
+    for completion in run(pair, requests(16, seed=5), lanes=8).values():
+        lacking = completion.tokens >= 22
+        assert completion.fallback[lacking].all()
+        assert np.isnan(completion.p_teacher[lacking]).all()
+        assert not np.isnan(completion.p_teacher[~lacking]).any()
+
+
+def test_threshold_zero_is_the_teacher_sampled_alone(pair, untouched):
+    """With everything accepted and no token that the teacher lacks, the teacher's own sampler gives the same ids."""
+    _, teacher, alignment = untouched
+    law = Law(0.0, 1, Sampling(), 0, Sampling())
+    got = run(pair, requests(6, seed=7), lanes=6, law=law)
+    for request in requests(6, seed=7):
+        context = list(request.teacher_prompt)
+        for position, token in enumerate(got[request.index].tokens.tolist()):
+            weights = alignment.for_student(softmax(teacher(torch.tensor([context])).logits[:, -1]))
+            stream = torch.from_numpy(uniforms(request.stream, position + 1))[-1:]
+            assert token == int(draw(rsd_parts(torch.zeros(1, STUDENT_SIZE), weights, law), stream)[0])
+            context += alignment.read_by_teacher(token)
+        assert not got[request.index].fallback.any()
+
+
+def test_threshold_above_one_is_the_student_sampled_alone(pair, untouched):
+    """Every token by fallback, and the same distribution at every step as plain sampling of the student."""
+    student, _, _ = untouched
+    law = Law(1.01, 2, Sampling(), 0, Sampling())
+    for completion in run(pair, requests(4, seed=8), lanes=4, law=law).values():
+        assert completion.fallback.all()
+    logits = student(torch.tensor([[3, 4, 5]])).logits[:, -1]
+    assert torch.allclose(distribution(rsd_parts(logits, torch.rand(1, STUDENT_SIZE), law)), softmax(logits))
+
+
+def test_plain_sampling_equals_the_naive_sampler(pair, untouched):
+    student = untouched[0]
+    sampling = Sampling(0.7, 0, 0.95)
+    wanted = [dataclasses.replace(request, teacher_prompt=[]) for request in requests(9, seed=9)]
+    got = {
+        completion.index: completion
+        for completion in sample(
+            pair[0], wanted, sampling=sampling, end_of_turn=END, context=CONTEXT, max_new_tokens=NEW, lanes=4
+        )
+    }
+    for request in wanted:
+        context, tokens = list(request.student_prompt), got[request.index].tokens.tolist()
+        for position, token in enumerate(tokens):
+            weights = sharpened(student(torch.tensor([context])).logits[:, -1], sampling)
+            target = uniforms(request.stream, position + 1)[-1, 1]
+            assert token == int(np.searchsorted(weights[0].double().cumsum(0).numpy(), target, side="right"))
+            context.append(token)
+        assert not got[request.index].fallback.any()
+        assert np.isnan(got[request.index].p_teacher).all()
+
+
+def test_greedy_sampling_equals_transformers_generate(pair, untouched):
+    student, reference = pair[0], untouched[0]
+    wanted = [dataclasses.replace(request, teacher_prompt=[]) for request in requests(5, seed=10)]
+    got = {
+        completion.index: completion.tokens.tolist()
+        for completion in sample(
+            student,
+            wanted,
+            sampling=Sampling(temperature=0),
+            end_of_turn=END,
+            context=CONTEXT,
+            max_new_tokens=NEW,
+            lanes=3,
+        )
+    }
+    for request in wanted:
+        out = reference.generate(
+            torch.tensor([request.student_prompt]),
+            attention_mask=torch.ones(1, len(request.student_prompt), dtype=torch.int64),
+            max_new_tokens=NEW,
+            do_sample=False,
+            eos_token_id=END,
+            pad_token_id=0,
+        )
+        assert got[request.index] == out[0, len(request.student_prompt) :].tolist()
+
+
+def test_lengths_are_respected_and_reported(pair):
+    got = run(pair, requests(10, seed=11), lanes=3, context=34, new=12)
+    for request in requests(10, seed=11):
+        completion = got[request.index]
+        room = min(12, 34 - len(request.teacher_prompt))
+        assert len(completion.tokens) <= room
+        assert completion.finish == ("end_of_turn" if completion.tokens[-1] == END else "length")
+        if completion.finish == "length":
+            assert len(completion.tokens) == room
+
+
+def test_tokens_that_are_none_are_never_emitted(pair):
+    emittable = torch.ones(STUDENT_SIZE, dtype=torch.bool)
+    emittable[10:] = False
+    completions = generate_rsd(
+        *pair, requests(6), law=LAW, end_of_turn=END, context=CONTEXT, max_new_tokens=NEW, lanes=6, emittable=emittable
+    )
+    assert all((completion.tokens < 10).all() for completion in completions)
+
+
+@pytest.mark.parametrize("prompt", [[], [3] * 90])
+def test_a_prompt_that_leaves_no_room_is_refused(pair, prompt):
+    with pytest.raises(ValueError, match=r"request 0: its prompt has \d+ tokens .* expected 1 to 89"):
+        run(pair, [Request(0, prompt, [3], ("x",))], lanes=2)
+
+
+def test_a_teacher_context_that_fills_up_with_pieces_ends_the_lane(pair):
+    """A student that writes nothing but a token of three pieces: the teacher's context grows three times as fast."""
+    emittable = torch.zeros(STUDENT_SIZE, dtype=torch.bool)
+    emittable[THINK] = True
+    completions = list(
+        generate_rsd(
+            *pair, requests(3), law=LAW, end_of_turn=END, context=400, max_new_tokens=300, lanes=3,
+            emittable=emittable,
+        )
+    )  # fmt: skip
+    assert [completion.finish for completion in completions] == ["length"] * 3
+    assert all(0 < len(completion.tokens) < 300 for completion in completions)
+
+
+def test_no_requests_give_nothing(pair):
+    assert run(pair, [], lanes=4) == {}
+
+
+def test_a_stream_does_not_depend_on_how_much_is_asked_of_it():
+    assert np.array_equal(uniforms(("a", 1), 5), uniforms(("a", 1), 50)[:5])
+    assert not np.array_equal(uniforms(("a", 1), 5), uniforms(("a", 2), 5))

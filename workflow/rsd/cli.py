@@ -1,0 +1,399 @@
+"""`rsd STAGE ...`: every stage of the pipeline as a command of its own, for Snakemake's rules and for people.
+
+Parses, sets up the log, calls the stage's function. `--settings` takes the stage's slice of the configuration as JSON,
+or @FILE with it (JSON or YAML); `rsd settings` prints the slice for any stage of a configuration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rsd import __version__, config, runtime
+from rsd.supervise import supervised
+
+Arguments = argparse.Namespace
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit status."""
+    arguments = build_parser().parse_args(argv)
+    # A mistake of the user's needs no traceback.
+    if arguments.for_people:
+        try:
+            return arguments.run(arguments) or 0
+        except (ValueError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+
+    def stage() -> int:
+        runtime.setup_logging()
+        if not arguments.network:
+            runtime.switch_hub_off()
+        arguments.run(arguments)
+        return 0
+
+    if arguments.log is None:
+        return stage()
+    return supervised(arguments.log, stage)
+
+
+# --- the stages: each imports its module when it runs, so that `rsd --help` and Snakemake start at once -------------
+
+
+def _prefetch(kind: str) -> Callable[[Arguments], None]:
+    def run(a: Arguments) -> None:
+        from rsd.hub import run_prefetch
+
+        run_prefetch(kind=kind, name=a.name, settings=a.settings, output=a.output)
+
+    return run
+
+
+def _make_pocket(a: Arguments) -> None:
+    from rsd.pocket import run_make_pocket
+
+    run_make_pocket(settings=a.settings, threads=a.threads, output=a.output, work=a.work)
+
+
+def _prepare_problems(a: Arguments) -> None:
+    from rsd.data import run_prepare_problems
+
+    run_prepare_problems(dataset=a.dataset, settings=a.settings, output=a.output, report=a.report)
+
+
+def _prepare_benchmark(a: Arguments) -> None:
+    from rsd.data import run_prepare_benchmark
+
+    run_prepare_benchmark(dataset=a.dataset, settings=a.settings, output=a.output)
+
+
+def _measure_overlap(a: Arguments) -> None:
+    from rsd.overlap import run_measure_overlap
+
+    run_measure_overlap(problems=a.problems, benchmarks=dict(a.benchmark), settings=a.settings, output=a.output)
+
+
+def _generate_traces(a: Arguments) -> None:
+    from rsd.traces import run_generate_traces
+
+    run_generate_traces(
+        problems=a.problems,
+        student=a.student,
+        teacher=a.teacher,
+        settings=a.settings,
+        shard=a.shard,
+        threads=a.threads,
+        output=a.output,
+        work=a.work,
+    )
+
+
+def _convert_traces(a: Arguments) -> None:
+    from rsd.data import run_convert_traces
+
+    run_convert_traces(problems=a.problems, student=a.student, settings=a.settings, output=a.output)
+
+
+def _select_traces(a: Arguments) -> None:
+    from rsd.selection import run_select_traces
+
+    run_select_traces(
+        problems=a.problems,
+        shards=a.shards,
+        student=a.student,
+        settings=a.settings,
+        verdicts=a.verdicts,
+        rows=a.rows,
+        summary=a.summary,
+    )
+
+
+def _train(a: Arguments) -> None:
+    from rsd.train import run_train
+
+    run_train(
+        model=a.model, rows=a.rows, settings=a.settings, seed=a.seed, threads=a.threads, output=a.output, work=a.work
+    )
+
+
+def _evaluate(a: Arguments) -> None:
+    from rsd.evaluate import run_evaluate
+
+    run_evaluate(
+        model=a.model,
+        benchmark=a.benchmark,
+        settings=a.settings,
+        threads=a.threads,
+        samples=a.samples,
+        scores=a.scores,
+        work=a.work,
+    )
+
+
+def _compare(a: Arguments) -> None:
+    from rsd.compare import run_compare
+
+    run_compare(scores=a.scores, settings=a.settings, output=a.output, summary=a.summary)
+
+
+def _report(a: Arguments) -> None:
+    from rsd.report import run_report
+
+    run_report(
+        comparison=a.comparison,
+        summary=a.summary,
+        selections=dict(a.selection),
+        trainings=dict(a.training),
+        problems_report=a.problems_report,
+        overlap=a.overlap,
+        manifests=dict(a.manifest),
+        scores=a.scores,
+        settings=a.settings,
+        html=a.html,
+        markdown=a.markdown,
+        figures=a.figures,
+    )
+
+
+def _write_config(a: Arguments) -> None:
+    runtime.write_text(a.output, _as_yaml(a.settings))
+
+
+def _config(a: Arguments) -> None:
+    text = _as_yaml(config.load(a.configs))
+    if a.output is None:
+        print(text, end="")
+    else:
+        runtime.write_text(a.output, text)
+
+
+def _settings(a: Arguments) -> None:
+    slices = {
+        "prefetch-model": lambda c: config.prefetch_settings(c, "models", a.name),
+        "prefetch-dataset": lambda c: config.prefetch_settings(c, "datasets", a.name),
+        "prepare-problems": config.problems_settings,
+        "prepare-benchmark": lambda c: config.benchmark_settings(c, a.name),
+        "generate-traces": lambda c: config.traces_settings(c, a.name),
+        "convert-traces": lambda c: config.traces_settings(c, a.name),
+        "select-traces": lambda c: config.select_settings(c, a.name),
+        "train": lambda c: config.training_settings(c, a.name),
+        "evaluate": lambda c: config.evaluation_settings(c, *a.name.split("/", 1)),
+        "make-pocket-model": lambda c: config.pocket_settings(c, f"pocket://{a.name}"),
+        "make-pocket-dataset": lambda c: config.pocket_settings(c, f"pocket://{a.name}"),
+        "compare": config.compare_settings,
+        "report": config.report_settings,
+    }
+    try:
+        print(json.dumps(slices[a.stage](config.load(a.configs)), ensure_ascii=False))
+    except (KeyError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"--name {a.name!r} names nothing that {a.stage} works on; give an entry of the configuration: a model, "
+            "dataset, task, trace set or arm (evaluate: ARM/TASK)"
+        ) from error
+
+
+def _show(a: Arguments) -> int:
+    from rsd.report import terminal_table
+
+    comparison, page = a.folder / "report" / "comparison.csv", a.folder / "report" / "report.html"
+    if not (comparison.exists() and page.exists()):
+        raise FileNotFoundError(f"{a.folder} holds no report yet; run snakemake for this experiment first")
+    print(terminal_table(comparison))
+    print(f"\nreport: {page.resolve()}")
+    return 0
+
+
+def _as_yaml(value: Any) -> str:
+    return yaml.safe_dump(value, allow_unicode=True, sort_keys=False, width=120)
+
+
+# --- the parser -----------------------------------------------------------------------------------------------------
+
+
+def _settings_value(text: str) -> dict[str, Any]:
+    if text.startswith("@"):
+        text = Path(text[1:]).read_text(encoding="utf-8")
+    value = yaml.safe_load(text)
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError("expected a JSON object, or @FILE with one")
+    return value
+
+
+def _named_path(text: str) -> tuple[str, Path]:
+    name, separator, path = text.partition("=")
+    if not (name and separator and path):
+        raise argparse.ArgumentTypeError(f"expected NAME=PATH, found {text!r}")
+    return name, Path(path)
+
+
+_KINDS: dict[str, dict[str, Any]] = {
+    "path": {"type": Path, "required": True},
+    "optional-path": {"type": Path, "default": None},
+    "paths": {"type": Path, "required": True, "nargs": "+"},
+    "named": {"type": _named_path, "action": "append", "default": [], "metavar": "NAME=PATH"},
+    "settings": {"type": _settings_value, "required": True, "metavar": "JSON|@FILE"},
+    "int": {"type": int, "required": True},
+    "str": {"required": True},
+}
+
+# Command -> (what it does, what runs it, its flags).
+STAGES: dict[str, tuple[str, Callable[[Arguments], None], dict[str, str]]] = {
+    "prefetch-model": (
+        "download a model",
+        _prefetch("models"),
+        {"name": "str", "settings": "settings", "output": "path"},
+    ),
+    "prefetch-dataset": (
+        "download a dataset",
+        _prefetch("datasets"),
+        {"name": "str", "settings": "settings", "output": "path"},
+    ),
+    "make-pocket-model": (
+        "train a tiny model from nothing",
+        _make_pocket,
+        {"settings": "settings", "threads": "int", "output": "path", "work": "path"},
+    ),
+    "make-pocket-dataset": (
+        "make arithmetic problems",
+        _make_pocket,
+        {"settings": "settings", "threads": "int", "output": "path", "work": "path"},
+    ),
+    "prepare-problems": (
+        "dataset -> training problems",
+        _prepare_problems,
+        {"dataset": "path", "settings": "settings", "output": "path", "report": "path"},
+    ),
+    "prepare-benchmark": (
+        "dataset -> benchmark problems",
+        _prepare_benchmark,
+        {"dataset": "path", "settings": "settings", "output": "path"},
+    ),
+    "measure-overlap": (
+        "training problems that stand in a benchmark",
+        _measure_overlap,
+        {"problems": "path", "benchmark": "named", "settings": "settings", "output": "path"},
+    ),
+    "generate-traces": (
+        "problems -> attempts, by RSD or by sampling",
+        _generate_traces,
+        {
+            "problems": "path",
+            "student": "path",
+            "teacher": "optional-path",
+            "settings": "settings",
+            "shard": "int",
+            "threads": "int",
+            "output": "path",
+            "work": "path",
+        },
+    ),
+    "convert-traces": (
+        "a dataset's own traces -> attempts",
+        _convert_traces,
+        {"problems": "path", "student": "path", "settings": "settings", "output": "path"},
+    ),
+    "select-traces": (
+        "attempts -> training rows",
+        _select_traces,
+        {
+            "problems": "path",
+            "shards": "paths",
+            "student": "path",
+            "settings": "settings",
+            "verdicts": "path",
+            "rows": "path",
+            "summary": "path",
+        },
+    ),
+    "train": (
+        "fine-tune a model on training rows",
+        _train,
+        {
+            "model": "path",
+            "rows": "path",
+            "settings": "settings",
+            "seed": "int",
+            "threads": "int",
+            "output": "path",
+            "work": "path",
+        },
+    ),
+    "evaluate": (
+        "measure a model on a benchmark, through lm-eval",
+        _evaluate,
+        {
+            "model": "path",
+            "benchmark": "path",
+            "settings": "settings",
+            "threads": "int",
+            "samples": "path",
+            "scores": "path",
+            "work": "path",
+        },
+    ),
+    "compare": (
+        "scores -> one table",
+        _compare,
+        {"scores": "path", "settings": "settings", "output": "path", "summary": "path"},
+    ),
+    "report": (
+        "table and records -> report",
+        _report,
+        {
+            "comparison": "path",
+            "summary": "path",
+            "selection": "named",
+            "training": "named",
+            "problems-report": "path",
+            "overlap": "path",
+            "manifest": "named",
+            "scores": "path",
+            "settings": "settings",
+            "html": "path",
+            "markdown": "path",
+            "figures": "path",
+        },
+    ),
+    "write-config": (
+        "write the merged configuration",
+        _write_config,
+        {"settings": "settings", "output": "path"},
+    ),
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(prog="rsd", description="Reverse Speculative Decoding, stage by stage.")
+    parser.add_argument("--version", action="version", version=f"rsd {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, (description, run, flags) in STAGES.items():
+        command = commands.add_parser(name, help=description, description=description)
+        for flag, kind in flags.items():
+            command.add_argument(f"--{flag}", **_KINDS[kind])
+        command.add_argument("--log", type=Path, help="also write everything that is printed to this file")
+        command.set_defaults(run=run, for_people=False, network=name.startswith("prefetch-"))
+    people = commands.add_parser("config", help="merge and check config files, print the result")
+    people.add_argument("configs", type=Path, nargs="+", metavar="CONFIG")
+    people.add_argument("--output", type=Path)
+    people.set_defaults(run=_config, for_people=True)
+    people = commands.add_parser("settings", help="print the slice of the configuration that a stage gets")
+    people.add_argument("stage", choices=sorted(STAGES.keys() - {"measure-overlap", "write-config"}))
+    people.add_argument("configs", type=Path, nargs="+", metavar="CONFIG")
+    people.add_argument("--name", help="which model, dataset, task, trace set or arm (evaluate: ARM/TASK)")
+    people.set_defaults(run=_settings, for_people=True)
+    people = commands.add_parser("show", help="print an experiment's main table and where its report is")
+    people.add_argument("folder", type=Path, metavar="results/EXPERIMENT")
+    people.set_defaults(run=_show, for_people=True)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

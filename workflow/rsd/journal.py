@@ -1,0 +1,78 @@
+"""An append-only journal of finished items: what a killed job had done, the next run finds here.
+
+One line an item: a checksum, then JSON. A tail that was cut or damaged is dropped with a warning, never half-used.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+import zlib
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rsd.runtime import explain_os_error
+
+LOG = logging.getLogger(__name__)
+SYNC_SECONDS = 10.0
+
+
+class Journal:
+    """Use as a context manager; `load` first, then `append` what is finished."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self._synced = 0.0
+
+    def __enter__(self) -> Journal:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(self.path, "ab")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def load(self) -> dict[str, dict[str, Any]]:
+        """Everything that was appended, by key; a damaged tail is cut off the file."""
+        items: dict[str, dict[str, Any]] = {}
+        if not self.path.exists():
+            return items
+        good = 0
+        with open(self.path, "rb") as file:
+            for line in file:
+                item = _parse(line)
+                if item is None:
+                    break
+                items[item["key"]] = item["item"]
+                good += len(line)
+        size = self.path.stat().st_size
+        if good < size:
+            LOG.warning("%s: dropped a damaged tail of %d bytes; its items are made again", self.path, size - good)
+            os.truncate(self.path, good)
+        return items
+
+    def append(self, key: str, item: dict[str, Any]) -> None:
+        """Adds an item; it survives the death of the process at once, that of the machine within seconds."""
+        payload = json.dumps({"key": key, "item": item}, separators=(",", ":")).encode()
+        try:
+            self._file.write(b"%08x %s\n" % (zlib.crc32(payload), payload))
+            self._file.flush()
+            if time.monotonic() - self._synced > SYNC_SECONDS:
+                os.fsync(self._file.fileno())
+                self._synced = time.monotonic()
+        except OSError as error:
+            raise explain_os_error(error, self.path) from error
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    checksum, _, payload = line.rstrip(b"\n").partition(b" ")
+    if not line.endswith(b"\n") or b"%08x" % zlib.crc32(payload) != checksum:
+        return None
+    return json.loads(payload)

@@ -1,0 +1,56 @@
+"""Models and tokenizers from local folders: safetensors only, no code from the folder is run."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+LOG = logging.getLogger(__name__)
+
+
+def load_model(folder: Path, dtype: str, device: str) -> PreTrainedModel:
+    """A causal language model for inference: weights in `dtype` (float32 | bfloat16 | float16) on `device`.
+
+    Raises FileNotFoundError where the folder has no config or no safetensors weights.
+    """
+    _require(folder, "config.json", "model configuration")
+    if not any(folder.glob("*.safetensors")):
+        raise FileNotFoundError(
+            f"{folder} holds no weights (*.safetensors); delete the folder and run its prefetch again, "
+            "or point the model's `source` to one that holds them"
+        )
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, local_files_only=True
+    )
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    LOG.info("loaded %s: %.4g M parameters, %s, %s", folder.name, parameters / 1e6, dtype, device)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The folder's tokenizer; FileNotFoundError where it has none."""
+    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        _require(folder, "tokenizer.json", "tokenizer")
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+
+
+def token_id(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
+    """The id of a text that must be a single token; ValueError where it is not."""
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    if len(ids) != 1:
+        raise ValueError(
+            f"format: {text!r} must be a single token of the student, but its tokenizer reads it as {len(ids)} tokens; "
+            "correct format.end_of_turn, or choose another student"
+        )
+    return ids[0]
+
+
+def _require(folder: Path, name: str, what: str) -> None:
+    if not (folder / name).exists():
+        raise FileNotFoundError(
+            f"{folder} has no {what} ({name}); delete the folder and run its prefetch again, "
+            "or point the model's `source` to a complete one"
+        )
