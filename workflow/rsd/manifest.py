@@ -1,4 +1,4 @@
-"""The manifest that makes a model or dataset folder complete: its files with sizes and hashes, and where they came from.
+"""The manifest that makes a model or dataset folder complete: files, sizes, hashes, and where they came from.
 
 Inputs -> outputs: a folder of files -> `manifest.json` in it, written last, so that its presence means that every other
 file arrived. It holds no time and no machine path: the same content has the same manifest on every machine, and results
@@ -54,8 +54,8 @@ def write_manifest(
 def verify_manifest(folder: Path, *, deep: bool) -> dict[str, Any]:
     """The manifest of a complete folder. A shallow check compares sizes (instant), a deep one also the sha256.
 
-    Raises FileNotFoundError (no manifest, or a file of it is missing) or ValueError (a file or the manifest was changed)
-    that name the folder, the file, what was expected and found, and the remedy.
+    Raises FileNotFoundError (no manifest, or a file of it is missing) or ValueError (a file or the manifest was
+    changed) that name the folder, the file, what was expected and found, and the remedy.
     """
     folder = Path(folder)
     remedy = f"delete {folder / MANIFEST} and run the stage that makes this folder again"

@@ -1,12 +1,13 @@
 """The tiny models and problems of the pocket experiment, made from nothing.
 
-Sums of a few two-digit numbers, reasoned in two styles. The student's own style adds whole numbers
-("17+58=75;75+36=111"); the wordy style adds tens and units apart ("10+50=60;7+8=15;60+15=75;..."). The student learns its own
-style from few problems; the teacher learns a mixture of both from many, as a large model writes in more ways than a
-small one. Both are Qwen3 models with character tokens. As in the paper's pair, the two vocabularies agree
-but for `<think>` and `</think>`, which are single tokens of the student alone, and for the padding of the embeddings.
+The problems are sums of three two-digit numbers, reasoned in two styles. The terse one adds whole numbers
+(`17+58=75;75+36=111`), the wordy one adds tens and units apart (`10+50=60;7+8=15;60+15=75;...`). The student learns the
+terse style from problems with small sums; the teacher learns both styles from all, as a large model knows more and
+writes in more ways. Both are Qwen3 models with a token a byte. As in the paper's pair the two vocabularies agree but
+for `<think>` and `</think>`, which the student alone has as single tokens, and for the padding of the embeddings.
 
-Settings of one of the four things (config.pocket_settings) -> a model folder, or a dataset folder; manifest.json last.
+Settings of one of the four things (config.pocket_settings) -> a model folder or a dataset folder, manifest.json last.
+By hand: `rsd make-pocket-model --help`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rsd.manifest import write_manifest
+from rsd.manifest import MANIFEST, write_manifest
 from rsd.provenance import code_digest, settings_digest, stamp
 from rsd.records import write_jsonl
 from rsd.runtime import atomic_path, set_threads
@@ -37,17 +38,26 @@ PROMPT = "{question}<think>"
 THINK_CLOSE = "</think>"
 END_OF_TURN = "<|im_end|>"
 
-CHARACTERS = "0123456789+=;<>/think"
-SPECIAL = ("<|endoftext|>", END_OF_TURN, "<|unk|>")
+SPECIAL = ("<|endoftext|>", "<|im_start|>", END_OF_TURN)
 # Only the student has these as tokens; the teacher writes them character by character.
 STUDENT_ONLY = ("<think>", THINK_CLOSE)
 # Embeddings are padded to different sizes, as those of the paper's pair are (151936 and 152064).
-VOCABULARY_PADDING = {"student": 4, "teacher": 32}
+VOCABULARY_MULTIPLE = {"student": 8, "teacher": 32}
+
+# What nobody needs to change.
+OPERANDS = 3
+HEAD_WIDTH = 16
+MLP_RATIO = 3
+INITIAL_STD = 0.02
+WARMUP_STEPS = 50
+BETAS = (0.9, 0.98)
+WEIGHT_DECAY = 0.01
+MAX_GRAD_NORM = 1.0
 
 CHECKPOINT_S = 30.0
 PROGRESS_S = 5.0
 # One number a purpose, so that no two random streams coincide.
-SPLIT_STREAM, STYLE_STREAM, BATCH_STREAM, ORDER_STREAM = range(4)
+SPLIT_STREAM, STYLE_STREAM, BATCH_STREAM = range(3)
 
 
 def run_make_pocket(*, settings: Mapping[str, Any], threads: int, output: Path, work: Path) -> None:
@@ -56,6 +66,7 @@ def run_make_pocket(*, settings: Mapping[str, Any], threads: int, output: Path, 
     A training interrupted by a kill goes on from its checkpoint in `work` with the same settings, code and threads.
     """
     make = settings["make"]
+    (output / MANIFEST).unlink(missing_ok=True)  # the folder is not complete while it is made
     if make in ("student", "teacher"):
         make_model(settings=settings, threads=threads, output=output, work=work)
         kind = "model"
@@ -70,7 +81,8 @@ def run_make_pocket(*, settings: Mapping[str, Any], threads: int, output: Path, 
         source=f"pocket://{make}",
         revision=None,
         licence="CC0-1.0",
-        provenance=stamp({**settings, "threads": threads}, {}, settings["seed"]),
+        # Only what follows from the settings: the same content has the same manifest on every machine.
+        provenance=stamp(settings, {}, settings["seed"])["settings"],
     )
 
 
@@ -82,12 +94,10 @@ def split_problems(settings: Mapping[str, Any], split: str) -> np.ndarray:
 
     A seeded order of every possible problem is cut into three, so that no problem is in two splits.
     """
-    operands = settings["operands"]
-    order = np.random.default_rng([settings["seed"], SPLIT_STREAM]).permutation(90**operands)
-    ends = np.cumsum([0, settings["test_problems"], settings["train_problems"]])
-    start, end = {"test": ends[:2], "train": ends[1:], "pretraining": (ends[2], len(order))}[split]
-    index = order[start:end, None]
-    return 10 + index // 90 ** np.arange(operands) % 90
+    order = np.random.default_rng([settings["seed"], SPLIT_STREAM]).permutation(90**OPERANDS)
+    test, train, rest = np.split(order, np.cumsum([settings["test_problems"], settings["train_problems"]]))
+    index = {"test": test, "train": train, "pretraining": rest}[split][:, None]
+    return 10 + index // 90 ** np.arange(OPERANDS) % 90
 
 
 def question(numbers: Sequence[int]) -> str:
@@ -146,13 +156,14 @@ def styles(settings: Mapping[str, Any], purpose: str, count: int, step: int) -> 
 
 
 def make_tokenizer(make: str) -> PreTrainedTokenizerFast:
-    """Character tokens and the special ones; `make` is student or teacher."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models
+    """Qwen's kind of tokenizer without its merges: one token a byte, and the special ones; `make` student | teacher."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {text: index for index, text in enumerate([*CHARACTERS, *SPECIAL])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<|unk|>"))
-    tokenizer.decoder = decoders.Fuse()
+    vocabulary = {text: index for index, text in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL])
     if make == "student":
         tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in STUDENT_ONLY])
@@ -160,14 +171,13 @@ def make_tokenizer(make: str) -> PreTrainedTokenizerFast:
         tokenizer_object=tokenizer,
         pad_token="<|endoftext|>",
         eos_token=END_OF_TURN,
-        unk_token="<|unk|>",
         clean_up_tokenization_spaces=False,
     )
 
 
 def embedding_size(make: str, tokens: int) -> int:
-    """The tokens rounded up to the model's padding."""
-    multiple = VOCABULARY_PADDING[make]
+    """The number of tokens, rounded up to the model's multiple."""
+    multiple = VOCABULARY_MULTIPLE[make]
     return math.ceil(tokens / multiple) * multiple
 
 
@@ -185,9 +195,10 @@ class Batch:
 def make_model(*, settings: Mapping[str, Any], threads: int, output: Path, work: Path) -> None:
     """Trains the student or the teacher and saves weights and tokenizer in `output`."""
     import torch
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     set_threads(threads)
-    torch.use_deterministic_algorithms(True)
     make = settings["make"]
     recipe = settings[make]
     tokenizer = make_tokenizer(make)
@@ -209,15 +220,14 @@ def new_model(make: str, recipe: Mapping[str, Any], tokenizer: PreTrainedTokeniz
     config = Qwen3Config(
         vocab_size=embedding_size(make, len(tokenizer)),
         hidden_size=recipe["width"],
-        intermediate_size=recipe["mlp_width"],
+        intermediate_size=MLP_RATIO * recipe["width"],
         num_hidden_layers=recipe["layers"],
         num_attention_heads=recipe["heads"],
         num_key_value_heads=recipe["heads"],
-        head_dim=recipe["head_width"],
+        head_dim=HEAD_WIDTH,
         max_position_embeddings=256,
-        initializer_range=recipe["initial_std"],
+        initializer_range=INITIAL_STD,
         tie_word_embeddings=True,
-        rope_parameters={"rope_type": "default", "rope_theta": recipe["rope_theta"]},
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
@@ -231,7 +241,6 @@ def train(
     settings: Mapping[str, Any],
     *,
     checkpoint: Path,
-    checkpoint_s: float = CHECKPOINT_S,
 ) -> None:
     """Trains `model` in place; goes on from `checkpoint` if it exists, and removes it at the end.
 
@@ -240,38 +249,39 @@ def train(
     """
     import torch
 
-    recipe = settings[settings["make"]]
+    make = settings["make"]
+    recipe = settings[make]
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe["learning_rate"], betas=(0.9, 0.98), weight_decay=recipe["weight_decay"]
+        model.parameters(), lr=recipe["learning_rate"], betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True
     )
     first = load_checkpoint(checkpoint, model, optimizer)
     batches = training_batches(settings, tokenizer, first)
     started = logged = saved = time.monotonic()
     for step, parts in enumerate(batches, start=first):
         for group in optimizer.param_groups:
-            group["lr"] = recipe["learning_rate"] * schedule(step, recipe["steps"], recipe["warmup_steps"])
+            group["lr"] = recipe["learning_rate"] * schedule(step, recipe["steps"])
         loss = training_step(model, optimizer, parts)
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"pocket {make}: the loss is {loss} at step {step}, expected a finite number; lower "
+                f"pocket.{make}.learning_rate = {recipe['learning_rate']}"
+            )
         now = time.monotonic()
         done = step + 1
         if now - logged >= PROGRESS_S or done == recipe["steps"]:
-            if not math.isfinite(loss):
-                raise ValueError(
-                    f"pocket {settings['make']}: the loss is {loss} at step {done}; lower "
-                    f"pocket.{settings['make']}.learning_rate = {recipe['learning_rate']}"
-                )
             rate = (done - first) / (now - started)
             left = (recipe["steps"] - done) / rate
             LOG.info("step %d/%d loss %.4f, %.1f steps/s, %.0f s left", done, recipe["steps"], loss, rate, left)
             logged = now
-        if now - saved >= checkpoint_s:
+        if now - saved >= CHECKPOINT_S:
             save_checkpoint(checkpoint, model, optimizer, done)
             saved = now
     checkpoint.unlink(missing_ok=True)
 
 
-def schedule(step: int, steps: int, warmup: int) -> float:
+def schedule(step: int, steps: int) -> float:
     """The factor of the learning rate: linear up, then linear down to zero."""
-    return min((step + 1) / max(warmup, 1), (steps - step) / max(steps - warmup, 1))
+    return min((step + 1) / WARMUP_STEPS, (steps - step) / max(steps - WARMUP_STEPS, 1))
 
 
 def training_step(model: Qwen3ForCausalLM, optimizer: torch.optim.Optimizer, parts: Sequence[Batch]) -> float:
@@ -287,7 +297,7 @@ def training_step(model: Qwen3ForCausalLM, optimizer: torch.optim.Optimizer, par
         )
         (loss / tokens).backward()
         total += loss.item()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
     optimizer.step()
     optimizer.zero_grad()
     return total / tokens
@@ -299,7 +309,13 @@ def training_batches(
     """The batches of the steps from `first` on, each cut into one part a style, since their lengths differ."""
     make = settings["make"]
     recipe = settings[make]
-    numbers = split_problems(settings, "pretraining")[: recipe["problems"]]
+    numbers = split_problems(settings, "pretraining")
+    numbers = numbers[numbers.sum(1) <= recipe["largest_sum"]]
+    if not len(numbers):
+        raise ValueError(
+            f"pocket.{make}.largest_sum = {recipe['largest_sum']}: no problem is left to train on; expected a value "
+            "between 30 and 297, raise it"
+        )
     for step in range(first, recipe["steps"]):
         rng = np.random.default_rng([settings["seed"], BATCH_STREAM, ("student", "teacher").index(make), step])
         rows = numbers[rng.integers(len(numbers), size=recipe["batch_size"])].tolist()
@@ -323,13 +339,13 @@ def encode(tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[int]], wo
     heads = tokenizer(prompts, add_special_tokens=False)["input_ids"]
     tails = tokenizer(completions, add_special_tokens=False)["input_ids"]
     length = max(len(head) + len(tail) for head, tail in zip(heads, tails, strict=True))
-    ids = torch.full((len(rows), length), tokenizer.pad_token_id)
-    labels = torch.full((len(rows), length), -100)
+    ids = np.full((len(rows), length), tokenizer.pad_token_id)
+    labels = np.full((len(rows), length), -100)
     for row, (head, tail) in enumerate(zip(heads, tails, strict=True)):
         end = len(head) + len(tail)
-        ids[row, :end] = torch.tensor(head + tail)
-        labels[row, len(head) : end] = ids[row, len(head) : end]
-    return Batch(ids, labels)
+        ids[row, :end] = head + tail
+        labels[row, len(head) : end] = tail
+    return Batch(torch.from_numpy(ids), torch.from_numpy(labels))
 
 
 def save_checkpoint(path: Path, model: Qwen3ForCausalLM, optimizer: torch.optim.Optimizer, step: int) -> None:

@@ -6,16 +6,16 @@ models are therefore compared on the same problems (paired). The benchmarks them
 number of samples a problem are held fixed; how much another training seed would change is said by the standard
 deviation between seeds, not by these intervals.
 
-The steps: `resampled_means` turns columns of per-problem values into their means in each resample; the caller computes
-its estimate from the means (a difference, a ratio, a mean of tasks) in every resample at once; `bca_interval` reads the
-interval off. The same estimate on `leave_one_out_means` gives the influence of each problem.
+The steps: `column_means` turns columns of per-problem values into `Estimate`s; `combine` computes any function of them
+(a ratio, a difference, a mean of benchmarks) in all resamples at once; `Estimate.interval` reads the interval off.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
@@ -32,6 +32,74 @@ NORMAL = NormalDist()
 def generator(seed: int, name: str) -> np.random.Generator:
     """The random stream of one benchmark: it depends on the seed and the name, not on what else is compared."""
     return np.random.default_rng([seed, int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")])
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number computed from per-problem values, and what it would have been for other problems.
+
+    point       the number itself, NaN where it is undefined
+    replicates  [resamples] float64: the number in each resample of the problems
+    left_out    benchmark -> [problems] float64: the number without each of its problems in turn
+    """
+
+    point: float
+    replicates: Floats
+    left_out: Mapping[str, Floats]
+
+    def interval(self, confidence: float, support: tuple[float, float] | None = None) -> Interval | None:
+        """The interval with that coverage, within `support` (the least and greatest possible value of a problem).
+
+        None where the data do not determine it: an undefined estimate, or one that is equal in every resample while
+        its support is not known.
+        """
+        if not math.isfinite(self.point):
+            return None
+        if np.isfinite(self.replicates).all() and np.ptp(self.replicates) <= _rounding(self.point):
+            if support is None:
+                return None
+            # Of several benchmarks, the smallest one says least.
+            problems = min(len(values) for values in self.left_out.values())
+            return constant_interval(self.point, *support, problems, confidence)
+        return bca_interval(self.point, self.replicates, list(self.left_out.values()), confidence)
+
+
+def column_means(name: str, values: Floats, resamples: int, seed: int) -> list[Estimate]:
+    """The mean of each column of `values` [problems, columns] of the benchmark `name`.
+
+    All columns see the same resampled problems, which is what pairs them.
+    """
+    replicates = resampled_means(values, resamples, generator(seed, name)).T.copy()
+    left_out = leave_one_out_means(values).T.copy()
+    means = values.mean(axis=0)
+    return [
+        Estimate(float(mean), column, {name: without})
+        for mean, column, without in zip(means, replicates, left_out, strict=True)
+    ]
+
+
+def combine(function: Callable[..., Floats], *estimates: Estimate) -> Estimate:
+    """`function` of several estimates, applied elementwise; a division by zero gives an undefined (NaN) value.
+
+    Estimates on one benchmark are paired by its problems; those on different benchmarks are independent.
+    """
+    names = dict.fromkeys(name for estimate in estimates for name in estimate.left_out)
+
+    def apply(values: Sequence[Floats]) -> Floats:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(function(*values), dtype=np.float64)
+
+    point = float(apply([np.float64(estimate.point) for estimate in estimates]))
+    return Estimate(
+        point if math.isfinite(point) else math.nan,
+        apply([estimate.replicates for estimate in estimates]),
+        {name: apply([estimate.left_out.get(name, estimate.point) for estimate in estimates]) for name in names},
+    )
+
+
+def mean(estimates: Sequence[Estimate]) -> Estimate:
+    """The unweighted mean of estimates: over seeds, or over benchmarks."""
+    return combine(lambda *values: sum(values) / len(values), *estimates)
 
 
 def resampled_means(values: Floats, resamples: int, rng: np.random.Generator) -> Floats:
@@ -60,9 +128,7 @@ def leave_one_out_means(values: Floats) -> Floats:
     return (values.sum(axis=0) - values) / (problems - 1)
 
 
-def bca_interval(
-    estimate: float, replicates: Floats, left_out: Sequence[Floats], confidence: float
-) -> Interval | None:
+def bca_interval(estimate: float, replicates: Floats, left_out: Sequence[Floats], confidence: float) -> Interval | None:
     """The bias-corrected and accelerated bootstrap interval (Efron 1987; Davison and Hinkley 1997, section 5.3.2).
 
     `replicates` [resamples]: the estimate in every resample; `left_out`: for each benchmark that enters the estimate,
@@ -70,38 +136,37 @@ def bca_interval(
     resampled base solved nothing) counts as beyond both ends, so that it can only widen the interval. None where the
     estimate or an end is not determined by the data.
     """
-    if not math.isfinite(estimate):
-        return None
+    acceleration = _acceleration(left_out)
     undefined = np.isnan(replicates)
-    tolerance = 1e-12 * max(1.0, abs(estimate))
+    defined = len(replicates) - np.count_nonzero(undefined)
+    if not math.isfinite(estimate) or acceleration is None or defined == 0:
+        return None
+    tolerance = _rounding(estimate)
     below = np.count_nonzero(replicates < estimate - tolerance)
     # Scores are discrete: replicates equal to the estimate count half on either side.
     equal = np.count_nonzero(np.abs(replicates - estimate) <= tolerance)
-    defined = len(replicates) - np.count_nonzero(undefined)
-    if defined == 0:
-        return None
     share = (below + equal / 2) / defined
     bias = NORMAL.inv_cdf(min(max(share, 0.5 / defined), 1 - 0.5 / defined))
-    acceleration = _acceleration(left_out)
-    if acceleration is None:
-        return None
     ends = []
-    for side, worst in (((1 - confidence) / 2, -np.inf), ((1 + confidence) / 2, np.inf)):
+    for side, beyond in (((1 - confidence) / 2, -np.inf), ((1 + confidence) / 2, np.inf)):
         shifted = bias + NORMAL.inv_cdf(side)
-        level = NORMAL.cdf(bias + shifted / (1 - acceleration * shifted))
-        ends.append(_quantile(np.where(undefined, worst, replicates), level))
+        level = NORMAL.cdf(bias + shifted / max(1 - acceleration * shifted, 1e-9))
+        ends.append(_quantile(np.where(undefined, beyond, replicates), level))
     low, high = ends
     return (low, high) if math.isfinite(low) and math.isfinite(high) else None
 
 
+def _rounding(value: float) -> float:
+    """Differences up to this are rounding."""
+    return 1e-9 * max(1.0, abs(value))
+
+
 def _quantile(values: Floats, level: float) -> float:
-    """The value at `level`, linear between order statistics; infinite where one of the two is."""
+    """The value at `level`, linear between order statistics; not finite where one of the two is not."""
     position = level * (len(values) - 1)
     lower, upper = math.floor(position), math.ceil(position)
-    low, high = np.partition(values, [lower, upper])[[lower, upper]]
-    if lower == upper or low == high:
-        return float(low)
-    return float(low + (position - lower) * (high - low))
+    low, high = (float(value) for value in np.partition(values, [lower, upper])[[lower, upper]])
+    return low if low == high else low + (position - lower) * (high - low)
 
 
 def _acceleration(left_out: Sequence[Floats]) -> float | None:
@@ -113,8 +178,8 @@ def _acceleration(left_out: Sequence[Floats]) -> float | None:
         # The empirical influence of a problem, over the number of problems of its benchmark.
         influences.append((values.mean() - values) * (len(values) - 1) / len(values))
     joined = np.concatenate(influences)
-    spread = float((joined**2).sum())
-    return float((joined**3).sum()) / (6 * spread**1.5) if spread > 0 else 0.0
+    squares = float((joined**2).sum())
+    return float((joined**3).sum()) / (6 * squares**1.5) if squares > 0 else 0.0
 
 
 def constant_interval(value: float, low: float, high: float, problems: int, confidence: float) -> Interval:

@@ -22,17 +22,16 @@ from rsd.journal import Journal
 from rsd.law import Law, Sampling
 from rsd.models import load_model, load_tokenizer, token_id
 from rsd.prompts import encode_prompt
-from rsd.provenance import code_digest, settings_digest, stamp
+from rsd.provenance import settings_digest, stamp
 from rsd.records import ATTEMPTS, read_jsonl, write_table
 from rsd.runtime import choose_device, set_threads
+from rsd.stages import stage_code
 from rsd.vocabulary import Alignment, align, token_ids
 
 LOG = logging.getLogger(__name__)
 PROGRESS_SECONDS = 10.0
 # Problems whose questions both tokenizers must split alike before a pair is believed to be aligned.
 PROBES = 20
-# The modules that decide which tokens come out.
-MODULES = ("traces", "decode", "lanes", "law", "streams", "vocabulary", "prompts", "models")
 
 
 def run_generate_traces(
@@ -58,7 +57,7 @@ def run_generate_traces(
     records = records[shard :: settings["shards"]]
     inputs = {"problems": problems, "student": student} | ({"teacher": teacher} if teacher else {})
     provenance = stamp(settings, inputs, settings["seed"])
-    identity = [provenance["settings"], shard, code_digest(MODULES)]
+    identity = [provenance["settings"], shard, stage_code("generate_traces")]
     jobs = [(record, attempt) for record in records for attempt in range(settings["attempts"])]
     journal_path = work / f"shard-{shard:03d}-{settings_digest(identity)}.journal"
     with Journal(journal_path) as journal:

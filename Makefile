@@ -1,0 +1,47 @@
+# Short cuts; each is a few plain commands that also work by hand (see README.md).
+#
+#   make demo     the whole pipeline on tiny models, on any machine
+#   make test     every check of the project
+#   make lock     renew envs/requirements*.txt
+#   make clean    forget .venv and the demo's results
+
+SHELL := /bin/bash
+# The commands below, and those of Snakemake's jobs, are the ones in .venv.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+unexport PYTHONPATH PYTHONHOME
+
+.PHONY: help demo test lock clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+demo: .venv/installed
+	snakemake --cores all --configfile workflow/experiments/pocket.yaml
+	@rsd show results/pocket
+
+test: .venv/installed-dev
+	ruff format --check .
+	snakefmt --check Snakefile workflow/rules
+	ruff check .
+	snakemake --lint
+	mypy
+	pytest tests/unit
+	pytest tests/dag
+	pytest tests/integration
+
+lock: .venv/installed-dev
+	python envs/lock.py
+
+clean:
+	rm -rf .venv results/pocket
+
+.venv/installed: envs/requirements.txt envs/requirements-cpu.txt envs/requirements-cuda.txt envs/install.sh pyproject.toml
+	@python=$$(PYTHON='$(PYTHON)' bash envs/find-python.sh) && "$$python" -m venv .venv
+	@echo "installing the locked packages into .venv (about 1 GB, some minutes)"
+	@bash envs/install.sh .venv/bin/python
+	@touch $@
+
+.venv/installed-dev: .venv/installed envs/requirements-dev.txt
+	@echo "installing the packages of the tests into .venv"
+	@bash envs/install.sh .venv/bin/python --dev
+	@touch $@

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Installs the locked requirements and this project into the Python environment of the given interpreter.
+# Used by the Makefile and by envs/rsd.post-deploy.sh, so that both install the same:
+#   bash envs/install.sh .venv/bin/python [--dev]
+# RSD_TORCH=cpu or RSD_TORCH=cuda chooses torch's build; without it, a machine with an NVIDIA driver gets cuda.
+set -euo pipefail
+
+python=$1
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+lock="$root/envs/requirements"
+# The lock is complete: nothing is resolved here, and `pip check` says whether that was right.
+install=("$python" -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation)
+
+# Some packages come as sources only. Their build must take the locked setuptools, not the newest of the day.
+setuptools=$(mktemp)
+trap 'rm -f "$setuptools"' EXIT
+awk '/^setuptools==/ {on = 1} on {print} on && !/\\$/ {exit}' "$lock.txt" >"$setuptools"
+"${install[@]}" --require-hashes --requirement "$setuptools"
+
+build=${RSD_TORCH:-$(if command -v nvidia-smi >/dev/null; then echo cuda; else echo cpu; fi)}
+if [ "$build" = cpu ] && ! "${install[@]}" --require-hashes --requirement "$lock-cpu.txt"; then
+    # The CPU build is not on PyPI. The other one runs without a GPU, too.
+    echo "pip finds no CPU build of torch; taking the larger CUDA build, which also runs on a CPU" >&2
+    build=cuda
+fi
+if [ "$build" != cpu ]; then
+    "${install[@]}" --require-hashes --requirement "$lock-cuda.txt"
+fi
+
+"${install[@]}" --require-hashes --requirement "$lock.txt"
+if [ "${2:-}" = --dev ]; then
+    "${install[@]}" --require-hashes --requirement "$lock-dev.txt"
+fi
+"${install[@]}" --editable "$root"
+"$python" -m pip --disable-pip-version-check check

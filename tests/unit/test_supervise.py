@@ -1,0 +1,109 @@
+"""A supervised stage leaves everything that it printed in its log, whatever becomes of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+
+def supervise(tmp_path, body: str, **options) -> subprocess.Popen:
+    script = tmp_path / "stage.py"
+    script.write_text(
+        textwrap.dedent("""
+        import ctypes, os, signal, sys, time, warnings
+        from pathlib import Path
+        from rsd import runtime
+        from rsd.supervise import supervised
+        def stage():
+            runtime.setup_logging()
+        {body}
+        sys.exit(supervised(Path(sys.argv[1]), stage))
+        """).format(body=textwrap.indent(textwrap.dedent(body), "    "))
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen(
+        [sys.executable, script, tmp_path / "logs" / "x.log"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        **options,
+    )
+
+
+def finish(tmp_path, process) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=60)
+    assert out == b""
+    return process.returncode, (tmp_path / "logs" / "x.log").read_text(), err.decode()
+
+
+def test_prints_of_python_and_c_reach_log_and_terminal_alike(tmp_path):
+    body = "print('one'); print('two', file=sys.stderr); ctypes.CDLL(None).dprintf(1, b'three\\n'); return 0"
+    status, log, terminal = finish(tmp_path, supervise(tmp_path, body))
+    assert status == 0
+    assert log == terminal
+    assert log.split() == ["one", "two", "three"]
+
+
+def test_a_failure_ends_the_log_with_its_message(tmp_path):
+    status, log, terminal = finish(tmp_path, supervise(tmp_path, "raise ValueError('lower the threshold')"))
+    assert status == 1
+    assert log == terminal
+    assert "Traceback" in log
+    assert log.splitlines()[-1] == "error: lower the threshold"
+
+
+def test_a_killed_stage_leaves_a_last_line_that_says_so(tmp_path):
+    status, log, _ = finish(tmp_path, supervise(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)"))
+    assert status == 128 + signal.SIGKILL
+    assert "killed by signal 9" in log.splitlines()[-1]
+    assert "run the same command again" in log.splitlines()[-1]
+
+
+def test_ctrl_c_stops_the_stage_and_says_how_to_go_on(tmp_path):
+    process = supervise(tmp_path, "print('up'); time.sleep(60); return 0", start_new_session=True)
+    wait_for(tmp_path, "up")
+    os.killpg(process.pid, signal.SIGINT)
+    status, log, _ = finish(tmp_path, process)
+    assert status == 130
+    assert "run the same command again to go on" in log
+
+
+def test_sigterm_reaches_the_stage(tmp_path):
+    body = """
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+        print('up'); time.sleep(60); return 0
+    """
+    process = supervise(tmp_path, body)
+    wait_for(tmp_path, "up")
+    process.terminate()
+    assert finish(tmp_path, process)[0] == 7
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's parent-death signal")
+def test_a_killed_supervisor_takes_the_stage_with_it(tmp_path):
+    process = supervise(tmp_path, "print(os.getpid()); time.sleep(60); return 0")
+    child = int(wait_for(tmp_path, "\n"))
+    process.kill()
+    process.wait()
+    for _ in range(100):
+        try:
+            os.kill(child, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    pytest.fail("the stage outlived its supervisor")
+
+
+def wait_for(tmp_path, text: str) -> str:
+    log = tmp_path / "logs" / "x.log"
+    for _ in range(400):
+        if log.exists() and text in log.read_text():
+            return log.read_text()
+        time.sleep(0.05)
+    raise AssertionError("the stage did not start")

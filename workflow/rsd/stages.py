@@ -1,0 +1,70 @@
+"""Which sources decide the numbers of which stage: the only copy of that list.
+
+Snakemake passes `stage_code(stage)` to every job as a parameter, so that an edited module reruns the stages that depend
+on it and no others. Imports nothing heavy, since it is called while the workflow is parsed. What is missing here on
+purpose: the plumbing (config, logging, files, journals), whose edits change no number, and the prefetch stages, whose
+result is decided by revision and hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from rsd.provenance import PACKAGE, code_digest
+
+# Modules of this package that no stage's numbers depend on.
+PLUMBING = (
+    "__init__",
+    "cli",
+    "config",
+    "journal",
+    "manifest",
+    "provenance",
+    "records",
+    "runtime",
+    "stages",
+    "supervise",
+)
+
+_DECODER = ("decode", "lanes", "law", "models", "prompts", "streams", "vocabulary")
+
+STAGE_MODULES: dict[str, tuple[str, ...]] = {
+    "prefetch_model": (),
+    "prefetch_dataset": (),
+    "make_pocket_model": ("pocket",),
+    "make_pocket_dataset": ("pocket",),
+    "prepare_problems": ("data", "grading", "prompts"),
+    "prepare_benchmark": ("data", "grading", "prompts"),
+    "measure_overlap": ("overlap",),
+    "generate_traces": ("traces", *_DECODER),
+    "convert_traces": ("data", "grading", "models", "prompts"),
+    "select_traces": ("selection", "grading", "models", "prompts"),
+    "train": ("train", "models"),
+    "evaluate": ("evaluate", "lm", "grading", *_DECODER),
+    "compare": ("compare", "statistics"),
+    "report": ("report", "statistics"),
+    "write_config": (),
+}
+
+# Files beside the modules, below workflow/; {task} is the benchmark's name.
+_STAGE_FILES: dict[str, tuple[str, ...]] = {
+    "evaluate": ("tasks/generic.yaml", "tasks/{task}.yaml"),
+    "report": ("rsd/templates/*",),
+}
+
+
+def stage_code(stage: str, task: str = "") -> str:
+    """16 hex digits over the sources that decide the numbers of `stage` (of `task`, for evaluate).
+
+    Raises KeyError for an unknown stage, FileNotFoundError for a module that does not exist.
+    """
+    digest = hashlib.sha256(code_digest(STAGE_MODULES[stage]).encode())
+    for path in _files(stage, task):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _files(stage: str, task: str) -> list[Path]:
+    patterns = [pattern.format(task=task) for pattern in _STAGE_FILES.get(stage, ())]
+    return sorted(path for pattern in patterns for path in PACKAGE.parent.glob(pattern) if path.is_file())

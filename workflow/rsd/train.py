@@ -1,0 +1,627 @@
+"""Full fine-tuning of a model on training rows, with TRL's SFTTrainer; the loss is on the completion alone.
+
+A model folder and ROWS Parquet -> a model folder of the same kind with training.json (loss curve, counts) beside the
+weights. The rows' exact ids are trained on: no chat template, no tokenizer, no packing, nothing appended, and nothing
+cut but by `training_rows`. The recipe is the paper's (section on training; authors' code): AdamW, cosine with warm-up,
+whole batches only. Weights, gradients and moments are float32; `dtype: bfloat16` computes in bfloat16 (autocast) and
+saves bfloat16 weights, since at a learning rate of 1e-5 most updates of bfloat16 weights would round to nothing.
+
+On the CPU in float32 a run is bit-exact for a given number of threads, killed and resumed or not.
+By hand: `rsd train --help`.
+"""
+
+from __future__ import annotations
+
+import copy
+import errno
+import inspect
+import json
+import logging
+import math
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+import trl
+from datasets import Dataset
+from safetensors import SafetensorError
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainerControl, TrainerState
+from transformers.utils.logging import disable_progress_bar
+from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from rsd.manifest import verify_manifest, write_manifest
+from rsd.models import load_model, load_tokenizer
+from rsd.provenance import code_digest, file_digest, settings_digest, stamp
+from rsd.runtime import choose_device, explain_os_error, set_threads, write_json
+from rsd.training_rows import IGNORED, TrainingRows, read_training_rows
+
+LOG = logging.getLogger(__name__)
+# The modules that decide the trained weights.
+MODULES = ("train", "training_rows", "models")
+PROGRESS_SECONDS = 10.0
+# Checkpoints on disk at most: the newest, and the one before it in case that one is damaged.
+KEPT_CHECKPOINTS = 2
+WEIGHTS = "model.safetensors"
+SEAL = "checkpoint.json"
+# On the CPU, logits of up to this many numbers (256 MB) are made at once; see CompletionTrainer.compute_loss.
+DIRECT_LOGITS = 2**26
+SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+# What makes a tokenizer, and the licence of the weights.
+COPIED = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template*",
+    "*.model",
+    "*.tiktoken",
+    "LICENSE*",
+)
+
+
+def run_train(
+    *, model: Path, rows: Path, settings: Mapping[str, Any], seed: int, threads: int, output: Path, work: Path
+) -> None:
+    """Trains `model` on `rows` and writes the folder `output`, complete when its manifest.json is there.
+
+    `settings` is `config.training_settings`; `seed` decides the order of the rows (and dropout). Checkpoints go to
+    `work`, in a folder named by a digest of settings, seed, inputs and code; a later call goes on from the newest.
+    SIGTERM and Ctrl-C save one and end the process (SystemExit 143, KeyboardInterrupt).
+
+    training.json: `curve` (one entry a step: step, epoch, loss, learning_rate, grad_norm before clipping, tokens with
+    loss), `rows` (see read_training_rows; `left_out_each_epoch` by drop_last), steps, epochs, seconds, parameters,
+    precision, device, resumed_from_step, provenance.
+
+    Raises ValueError (rows that cannot be trained on, too few of them, a model that they do not fit),
+    FileNotFoundError (incomplete model folder), FloatingPointError (loss or gradient not finite), OSError (disk).
+    """
+    set_threads(threads)
+    disable_progress_bar()
+    device = choose_device(settings["device"])
+    base = verify_manifest(model, deep=False)
+    data = read_training_rows(rows, block_size=settings["block_size"], overlong=settings["overlong"])
+    plan = plan_steps(len(data), settings)
+    provenance = stamp(settings, {"model": model, "rows": rows}, seed)
+    checkpoints = work / settings_digest([provenance["settings"], code_digest(MODULES)])
+    network = load_model(model, "float32", device).requires_grad_(True)
+    require_fit(data, network, rows, model)
+    # The trainer edits both (cache, special tokens); what is saved must be the base model's.
+    configs = copy.deepcopy((network.config, network.generation_config))
+    _require_disk_space(network, plan, settings, checkpoints, output)
+
+    trainer = make_trainer(network, data, plan, settings, seed, device, load_tokenizer(model), checkpoints)
+    require_labels(trainer, data)
+    resumed = newest_checkpoint(checkpoints)
+    _announce(data, plan, trainer, settings, device, resumed)
+    with Interruption() as interruption:
+        trainer.add_callback(Conductor(plan, settings["checkpoint_steps"], settings["batch_size"], interruption))
+        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    if trainer.state.global_step < plan.steps:
+        _stop(interruption, trainer.state.global_step, plan.steps)
+    require_finite_weights(network, plan.steps)
+
+    losses = curve(trainer.state)
+    record = {
+        "curve": losses,
+        "rows": {**data.counts, "left_out_each_epoch": plan.left_out},
+        "steps": plan.steps,
+        "epochs": settings["epochs"],
+        "seconds": round(trainer.seconds, 3),
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "precision": {"weights": "float32", "compute": settings["dtype"], "saved": settings["dtype"]},
+        "device": device,
+        "resumed_from_step": _step_of(resumed) if resumed else None,
+        "provenance": {**provenance, "run": {**provenance["run"], "finished_unix": round(time.time(), 3)}},
+    }
+    network.config, network.generation_config = configs
+    write_trained_model(network, settings["dtype"], model, base, record, output)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    LOG.info("trained %d steps in %.1f s, last loss %.4g", plan.steps, trainer.seconds, losses[-1]["loss"])
+
+
+# --- how many steps, in which order ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Rows of an epoch that are used and left out, steps an epoch and in all, and those of the warm-up."""
+
+    rows: int
+    left_out: int
+    steps_per_epoch: int
+    steps: int
+    warmup_steps: int
+
+
+def plan_steps(rows: int, settings: Mapping[str, Any]) -> Plan:
+    """The steps that `rows` rows make; ValueError where there would be none, or batches of another size than asked."""
+    batch, micro = settings["batch_size"], settings["micro_batch_size"]
+    if batch % micro:
+        raise ValueError(
+            f"training.batch_size = {batch} is no multiple of training.micro_batch_size = {micro}; "
+            "choose one that divides it"
+        )
+    left_out = rows % batch if settings["drop_last"] else 0
+    if rows == left_out:
+        raise ValueError(
+            f"{rows} training rows make no batch of training.batch_size = {batch}, so no step would be taken; lower "
+            "batch_size, or write training.drop_last: false"
+        )
+    steps_per_epoch = math.ceil((rows - left_out) / batch)
+    steps = steps_per_epoch * settings["epochs"]
+    return Plan(
+        rows=rows - left_out,
+        left_out=left_out,
+        steps_per_epoch=steps_per_epoch,
+        steps=steps,
+        warmup_steps=math.ceil(settings["warmup_ratio"] * steps),
+    )
+
+
+class EpochOrder(torch.utils.data.Sampler[int]):
+    """Row numbers, in an order that follows from (seed, epoch) alone; the last `left_out` of an epoch's order stay out.
+
+    Not torch's sampler in accelerate's wrapping: that one shuffles epoch e of seed s by s + e, so that neighbouring
+    seeds see the same orders one epoch apart. And transformers drops incomplete micro-batches, not batches.
+    """
+
+    def __init__(self, rows: int, left_out: int, seed: int) -> None:
+        self.rows, self.left_out, self.seed, self.epoch = rows, left_out, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer before each epoch, also on resuming in the middle of one."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        keys = np.random.default_rng([self.seed, self.epoch]).random(self.rows)
+        return iter(np.argsort(keys, kind="stable")[: len(self)].tolist())
+
+    def __len__(self) -> int:
+        return self.rows - self.left_out
+
+
+# --- the trainer -----------------------------------------------------------------------------------------------------
+
+
+def make_trainer(
+    network: PreTrainedModel,
+    data: TrainingRows,
+    plan: Plan,
+    settings: Mapping[str, Any],
+    seed: int,
+    device: str,
+    tokenizer: Any,
+    checkpoints: Path,
+) -> CompletionTrainer:
+    """TRL's trainer with everything that it could do to rows, logs or the network by itself switched off."""
+    arguments = SFTConfig(
+        output_dir=str(checkpoints),
+        # Rows: as they are. TRL's preparation is skipped, which is where it would append, mask and cut.
+        dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=None,
+        packing=False,
+        padding_free=False,
+        # Recipe. transformers reads a warm-up below 1 as a share, 1 as one step: only a number of steps is unambiguous.
+        num_train_epochs=settings["epochs"],
+        per_device_train_batch_size=settings["micro_batch_size"],
+        gradient_accumulation_steps=settings["batch_size"] // settings["micro_batch_size"],
+        learning_rate=settings["learning_rate"],
+        lr_scheduler_type=SCHEDULES[settings["schedule"]],
+        warmup_steps=plan.warmup_steps,
+        optim="adamw_torch_fused",
+        weight_decay=settings["weight_decay"],
+        adam_beta1=settings["adam_beta1"],
+        adam_beta2=settings["adam_beta2"],
+        max_grad_norm=settings["max_grad_norm"],
+        seed=seed,
+        # Precision and memory. TRL's own default is bfloat16 whatever the device.
+        bf16=settings["dtype"] == "bfloat16",
+        use_cpu=device == "cpu",
+        activation_checkpointing=settings["gradient_checkpointing"],
+        # One log entry a step, kept in the checkpoints; a loss that is not finite must be seen, not averaged away.
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        log_level="warning",
+        disable_tqdm=True,
+        report_to="none",
+        save_strategy="no",
+        dataloader_num_workers=0,
+        dataloader_pin_memory=device != "cpu",
+    )
+    # TRL refuses to start where it sees several GPUs; this job uses one.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    trainer = CompletionTrainer(
+        order=EpochOrder(len(data), plan.left_out, seed),
+        network=network,
+        args=arguments,
+        train_dataset=Dataset.from_dict(
+            {"input_ids": data.tokens, "labels": [data.labels(index) for index in range(len(data))]}
+        ),
+        # Given, so that TRL does not write a pad token into the model's config. Padding is masked: any id will do.
+        data_collator=DataCollatorForLanguageModeling(pad_token_id=pad),
+        processing_class=tokenizer,
+    )
+    # It has served TRL's checks; kept, the trainer would write the tokenizer's special tokens into the model's config.
+    trainer.processing_class = None
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+class CompletionTrainer(SFTTrainer):
+    """SFTTrainer with our order of rows, a lean loss on the CPU, checkpoints that are whole or absent, no network."""
+
+    # compute_loss divides by the tokens of the whole batch, so the micro-batches' losses add up.
+    loss_is_scaled_for_ga = True  # type: ignore[assignment]
+
+    def __init__(self, *, order: EpochOrder, network: PreTrainedModel, **arguments: Any) -> None:
+        self.order, self.network = order, network
+        self.step_tokens = 0
+        self.seconds = 0.0
+        super().__init__(model=network, **arguments)
+        self.vocabulary = network.get_output_embeddings().weight.shape[0]
+        chooses_logits = "logits_to_keep" in inspect.signature(type(network).forward).parameters
+        self.direct = self.args.device.type == "cpu" and chooses_logits
+
+    def train(self, *arguments: Any, **more: Any) -> Any:
+        """Trains, and starts the clock."""
+        self.clock = time.monotonic()
+        return super().train(*arguments, **more)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
+        return self.order
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], torch.Tensor]:
+        """The micro-batches of one step, and the number of their tokens with loss."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        tokens = torch.stack([(batch["labels"][:, 1:] != IGNORED).sum() for batch in batches]).sum().to(device)
+        self.step_tokens = int(tokens)
+        return batches, tokens
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Cross entropies of the completion tokens of `inputs`, summed, over the tokens with loss in the whole batch.
+
+        TRL projects onto the vocabulary in tiles of 4096 tokens x 32768 entries, twice, and measures entropy and
+        accuracy. That saves memory, but on a CPU it costs a quarter of a tiny model's time and projects the prompts,
+        too. So where the logits are small they are made directly, from the first completion token on.
+        """
+        labels = inputs["labels"]
+        if not self.direct or return_outputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        first = int((labels != IGNORED).any(dim=0).nonzero()[0, 0])
+        keep = labels.shape[1] - first + 1
+        if len(labels) * keep * self.vocabulary > DIRECT_LOGITS:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=keep).logits
+        total = torch.nn.functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1).float(), labels[:, first:].flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+        return total / num_items_in_batch
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Keeps a step's numbers in the state; FloatingPointError where loss or gradient is not finite.
+
+        Comes after the optimizer's step and before a checkpoint, so no checkpoint holds what this stops.
+        """
+        if "loss" in logs:
+            require_finite(self.state.global_step, logs)
+            logs["tokens"] = self.step_tokens
+            # Of the training alone, over all runs: a resumed one continues its predecessor's last entry.
+            now = time.monotonic()
+            before = self.state.log_history[-1]["seconds"] if self.state.log_history else 0.0
+            self.seconds = logs["seconds"] = before + now - self.clock
+            self.clock = now
+        super().log(logs, start_time)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        # Checkpoints are written below this folder and moved when complete.
+        return str(Path(str(self.args.output_dir)) / "partial")
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        final = Path(str(self.args.output_dir))
+        partial = Path(self._get_output_dir(trial))
+        shutil.rmtree(partial, ignore_errors=True)
+        for old in _checkpoint_folders(final)[: 1 - KEPT_CHECKPOINTS]:
+            shutil.rmtree(old)
+        try:
+            super()._save_checkpoint(model, trial)
+            (written,) = _checkpoint_folders(partial)
+            seal_checkpoint(written)
+            shutil.rmtree(final / written.name, ignore_errors=True)
+            written.replace(final / written.name)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise _explain_write_error(error, final, 12 * self.network.num_parameters()) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        # Bare weights under the names of this run, so that resuming can be strict about them.
+        folder = Path(str(output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        safetensors.torch.save_model(self.network, str(folder / WEIGHTS))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        safetensors.torch.load_model(self.network, Path(resume_from_checkpoint) / WEIGHTS, strict=True)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted: it walks over all modules at every micro-batch."""
+        return 0
+
+    def create_model_card(self, *arguments: Any, **more: Any) -> None:
+        """None: training.json says what was done."""
+
+    def _send_telemetry(self) -> None:
+        """Never."""
+
+
+class Conductor(TrainerCallback):
+    """Decides when to save and stop, and writes a progress line every few seconds."""
+
+    def __init__(self, plan: Plan, checkpoint_steps: int, batch_size: int, interruption: Interruption) -> None:
+        self.plan, self.checkpoint_steps, self.batch_size = plan, checkpoint_steps, batch_size
+        self.interruption = interruption
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **more: Any) -> None:
+        """Notes where this run starts, for its speed."""
+        self.first_step = state.global_step
+        self.started = self.reported = time.monotonic()
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **more: Any) -> None:
+        """A checkpoint every `checkpoint_steps` and on a signal; not after the last step, when the model is saved."""
+        if state.global_step >= self.plan.steps:
+            return
+        if self.interruption.received is not None:
+            control.should_save = control.should_training_stop = True
+        elif state.global_step % self.checkpoint_steps == 0:
+            control.should_save = True
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **more: Any) -> None:
+        """One line every PROGRESS_SECONDS: step, loss, rows a second, time left."""
+        logs, now = more["logs"], time.monotonic()
+        if "loss" not in logs or now - self.reported < PROGRESS_SECONDS:
+            return
+        self.reported = now
+        speed = (state.global_step - self.first_step) / (now - self.started)
+        LOG.info(
+            "step %d of %d, loss %.4g, %.3g rows/s, %s left",
+            state.global_step,
+            self.plan.steps,
+            logs["loss"],
+            speed * self.batch_size,
+            _duration((self.plan.steps - state.global_step) / speed),
+        )
+
+
+class Interruption:
+    """Remembers SIGTERM and Ctrl-C until a step is over; a second one acts at once. Use as a context manager."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        # Python allows handlers in the main thread alone; elsewhere signals are somebody else's business.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+
+def _stop(interruption: Interruption, step: int, steps: int) -> None:
+    """Ends the process after a signal, not as a success."""
+    LOG.warning("stopped after step %d of %d, which is saved; run the same command again to go on", step, steps)
+    if interruption.received == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + (interruption.received or signal.SIGTERM))
+
+
+# --- checks ----------------------------------------------------------------------------------------------------------
+
+
+def require_fit(data: TrainingRows, network: PreTrainedModel, rows: Path, model: Path) -> None:
+    """ValueError where an id is outside the model's vocabulary, or a row longer than its context."""
+    vocabulary: Any = network.get_input_embeddings().num_embeddings
+    if data.largest_token >= vocabulary:
+        raise ValueError(
+            f"{rows} holds the token id {data.largest_token}, but {model} has {vocabulary} tokens; train the model "
+            "whose tokenizer the rows were made with (the trace set's student)"
+        )
+    context = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and data.counts["longest"] > context:
+        raise ValueError(
+            f"{rows} holds a row of {data.counts['longest']} tokens, but {model} reads at most {context}; lower "
+            f"training.block_size to {context}"
+        )
+
+
+def require_labels(trainer: Any, data: TrainingRows) -> None:
+    """Every row as the trainer's own collator yields it: the row's ids, and labels on the completion alone.
+
+    Raises RuntimeError, since only another version of a library can do that.
+    """
+    for index in range(len(data)):
+        batch = trainer.data_collator([trainer.train_dataset[index]])
+        ids, labels = batch["input_ids"][0].numpy(), batch["labels"][0].numpy()
+        if not (np.array_equal(ids, data.tokens[index]) and np.array_equal(labels, data.labels(index))):
+            raise RuntimeError(
+                f"row {index}: TRL {trl.__version__} would not train on exactly the completion of the row's ids; "
+                "install the locked versions"
+            )
+
+
+def require_finite(step: int, logs: Mapping[str, float]) -> None:
+    """FloatingPointError naming the step where its loss or gradient norm is not finite."""
+    for name in ("loss", "grad_norm"):
+        value = logs.get(name, 0.0)
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"step {step}: {name} is {value}, so training has diverged and nothing is written; lower "
+                "training.learning_rate, lengthen training.warmup_ratio, or write training.dtype: float32"
+            )
+
+
+def require_finite_weights(network: PreTrainedModel, step: int) -> None:
+    """FloatingPointError where the last update left a weight that is not finite (its own loss was still fine)."""
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in network.parameters()):
+        require_finite(step, {"loss": math.nan})
+
+
+def _require_disk_space(
+    network: PreTrainedModel, plan: Plan, settings: Mapping[str, Any], checkpoints: Path, output: Path
+) -> None:
+    """OSError before hours of training where the disk cannot hold its checkpoints and the model."""
+    parameters = network.num_parameters()
+    coming = min(KEPT_CHECKPOINTS, (plan.steps - 1) // settings["checkpoint_steps"])
+    # A checkpoint: the weights and AdamW's two moments, 4 bytes each.
+    missing = 12 * parameters * max(coming - len(_checkpoint_folders(checkpoints)), 0)
+    saved = parameters * (2 if settings["dtype"] == "bfloat16" else 4)
+    for folder, needed in ((checkpoints, missing + saved), (output.parent, saved)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise explain_os_error(error, folder) from error
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise OSError(
+                errno.ENOSPC,
+                f"{folder} has {free / 1e9:.1f} GB free, but training needs about {needed / 1e9:.1f} GB for up to "
+                f"{KEPT_CHECKPOINTS} checkpoints and the trained model; free some space there and run again",
+            )
+
+
+def _explain_write_error(error: Exception, folder: Path, needed: int) -> Exception:
+    """torch and safetensors report a full disk in words of their own."""
+    if not isinstance(error, OSError) and shutil.disk_usage(folder).free < needed:
+        return explain_os_error(OSError(errno.ENOSPC, str(error)), folder)
+    return explain_os_error(error, folder) if isinstance(error, OSError) else error
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def seal_checkpoint(folder: Path) -> None:
+    """Lists the files of a complete checkpoint with their hashes, in a file of its own, written last."""
+    write_json(folder / SEAL, {path.name: file_digest(path) for path in sorted(folder.iterdir())})
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that is as it was written; a damaged one is removed with a warning."""
+    for checkpoint in reversed(_checkpoint_folders(folder)):
+        try:
+            sealed = json.loads((checkpoint / SEAL).read_text(encoding="utf-8"))
+            if all(file_digest(checkpoint / name) == digest for name, digest in sealed.items()):
+                return checkpoint
+        except (OSError, ValueError, AttributeError):
+            pass
+        LOG.warning("%s is incomplete or damaged; falling back to the one before it", checkpoint)
+        shutil.rmtree(checkpoint)
+    return None
+
+
+def _checkpoint_folders(folder: Path) -> list[Path]:
+    """Oldest first."""
+    return sorted(folder.glob("checkpoint-*"), key=_step_of) if folder.is_dir() else []
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+# --- what is written and said ----------------------------------------------------------------------------------------
+
+
+def curve(state: TrainerState) -> list[dict[str, float]]:
+    """One entry a step, those before a resume included."""
+    keys = ("step", "epoch", "loss", "learning_rate", "grad_norm", "tokens")
+    return [{key: entry[key] for key in keys} for entry in state.log_history if "loss" in entry]
+
+
+def write_trained_model(
+    network: PreTrainedModel, dtype: str, model: Path, base: Mapping[str, Any], record: Mapping[str, Any], output: Path
+) -> None:
+    """The folder `output`: weights in `dtype`, the base model's tokenizer and origin, training.json; in one rename."""
+    temporary = output.parent / f".{output.name}.partial"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        network.to(getattr(torch, dtype)).save_pretrained(temporary)
+        # safetensors makes files that only their owner can read.
+        for path in temporary.glob("*.safetensors"):
+            shutil.copymode(temporary / "config.json", path)
+        for path in sorted(path for pattern in COPIED for path in model.glob(pattern) if path.is_file()):
+            shutil.copyfile(path, temporary / path.name)
+        write_manifest(
+            temporary,
+            kind="trained-model",
+            source=base["source"],
+            revision=base["revision"],
+            licence=base["licence"],
+            provenance=record["provenance"]["settings"],
+        )
+        # After the manifest: it holds times, and equal models must have equal manifests. The rename makes both final.
+        write_json(temporary / "training.json", record)
+        if output.exists():
+            shutil.rmtree(output)
+        temporary.replace(output)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise _explain_write_error(error, output.parent, 4 * network.num_parameters()) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _announce(
+    data: TrainingRows,
+    plan: Plan,
+    trainer: SFTTrainer,
+    settings: Mapping[str, Any],
+    device: str,
+    resumed: Path | None,
+) -> None:
+    counts = data.counts
+    LOG.info(
+        "%d rows (%d prefixes), %d truncated, %d dropped, %d left out of each epoch; %d of %d tokens have loss",
+        counts["used"],
+        counts["prefix"],
+        counts["truncated"],
+        counts["dropped"],
+        plan.left_out,
+        counts["supervised_tokens"],
+        counts["total_tokens"],
+    )
+    LOG.info("%d steps of %d rows, %s on %s", plan.steps, settings["batch_size"], settings["dtype"], device)
+    if resumed is not None:
+        LOG.info("going on after step %d", _step_of(resumed))
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

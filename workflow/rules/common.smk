@@ -1,0 +1,161 @@
+"""Checks the configuration and holds the helpers of the rule files; no rules."""
+
+import json
+import os
+import re
+import sys
+
+from snakemake.exceptions import WorkflowError
+
+# The package of this very checkout, installed or not.
+sys.path.insert(0, os.path.join(workflow.basedir, "workflow"))
+
+from rsd import config as settings_of
+from rsd.stages import stage_code
+
+try:
+    config = settings_of.validate(config)
+except ValueError as error:
+    raise WorkflowError(error) from None
+
+
+# --- what one job asks of the machine ---
+
+# On a cluster; on one machine only `gpu` counts. Memory and disk in MB, runtime in minutes.
+NEEDS = {
+    "write_config": {"mem_mb": 500, "runtime": 5, "disk_mb": 10},
+    "prefetch_model": {"mem_mb": 8000, "runtime": 240, "disk_mb": 40000},
+    "prefetch_dataset": {"mem_mb": 4000, "runtime": 60, "disk_mb": 2000},
+    "make_pocket_model": {"mem_mb": 2000, "runtime": 30, "disk_mb": 100},
+    "make_pocket_dataset": {"mem_mb": 1000, "runtime": 5, "disk_mb": 10},
+    "prepare_problems": {"mem_mb": 4000, "runtime": 30, "disk_mb": 1000},
+    "prepare_benchmark": {"mem_mb": 4000, "runtime": 30, "disk_mb": 1000},
+    "measure_overlap": {"mem_mb": 4000, "runtime": 60, "disk_mb": 100},
+    "generate_traces": {"mem_mb": 48000, "runtime": 480, "disk_mb": 4000},
+    "convert_traces": {"mem_mb": 4000, "runtime": 30, "disk_mb": 1000},
+    "select_traces": {"mem_mb": 8000, "runtime": 120, "disk_mb": 4000},
+    "train": {"mem_mb": 64000, "runtime": 1440, "disk_mb": 60000},
+    "evaluate": {"mem_mb": 32000, "runtime": 1440, "disk_mb": 4000},
+    "compare": {"mem_mb": 4000, "runtime": 30, "disk_mb": 100},
+    "report": {"mem_mb": 4000, "runtime": 30, "disk_mb": 200},
+}
+ON_A_GPU = ("generate_traces", "train", "evaluate")
+
+
+def needs(stage):
+    """The resources of a stage's job."""
+    return NEEDS[stage] | {"gpu": int(stage in ON_A_GPU and config["device"] != "cpu")}
+
+
+def model_threads(wildcards):
+    """A share of the cores for a job that runs a model: all of them, unless the configuration lets several run at once.
+
+    Snakemake knows nothing of GPUs without a profile; a job that takes all cores has the GPU for itself.
+    """
+    return max(1, workflow.cores // config["jobs_at_once"])
+
+
+# --- names ---
+
+
+def one_of(names):
+    """A wildcard's pattern: one of `names` and nothing else; nothing at all if there are none."""
+    return "|".join(re.escape(name) for name in names) or "(?!)"
+
+
+def keys(kind, made=None):
+    """Folder name -> catalogue name of the sources of `kind` (models | datasets).
+
+    `made`: only those that the pipeline makes itself (True) or fetches (False).
+    """
+    key_of = {"models": settings_of.model_key, "datasets": settings_of.dataset_key}[kind]
+    found = {}
+    for name, entry in config[kind].items():
+        if made is None or entry["source"].startswith("pocket://") == made:
+            found.setdefault(key_of(config, name), name)
+    return found
+
+
+def used_models():
+    """The models that this run needs, in the order of the catalogue."""
+    names = {config["arms"][arm]["model"] for arm in config["run"]["arms"]}
+    for traces in settings_of.trace_sets(config):
+        names.add(config["traces"][traces]["student"])
+        names |= {config["traces"][traces]["teacher"]} if config["traces"][traces]["method"] == "rsd" else set()
+    return [name for name in config["models"] if name in names]
+
+
+def used_datasets():
+    """The datasets that this run needs, in the order of the catalogue."""
+    names = {config["problems"]["dataset"]} | {config["tasks"][task]["dataset"] for task in config["run"]["tasks"]}
+    return [name for name in config["datasets"] if name in names]
+
+
+def trained():
+    """`arm-seedK` of every model that this run trains."""
+    arms = [arm for arm in config["run"]["arms"] if config["arms"][arm]["traces"]]
+    return [f"{arm}-seed{seed}" for arm in arms for seed in settings_of.arm_seeds(config, arm)]
+
+
+def measured():
+    """`arm-seedK` of every model that this run measures."""
+    return [f"{arm}-seed{seed}" for arm in config["run"]["arms"] for seed in settings_of.arm_seeds(config, arm)]
+
+
+def with_method(*methods):
+    """The trace sets made by one of `methods`."""
+    return [name for name, traces in config["traces"].items() if traces["method"] in methods]
+
+
+# --- files ---
+
+
+def model_manifest(name):
+    """What says that the model `name` of the catalogue is there."""
+    return f"<models>/{settings_of.model_key(config, name)}/manifest.json"
+
+
+def dataset_manifest(name):
+    """What says that the dataset `name` of the catalogue is there."""
+    return f"<datasets>/{settings_of.dataset_key(config, name)}/manifest.json"
+
+
+def manifests():
+    """kind/name -> manifest of everything that this run takes from outside."""
+    models = {f"models/{name}": model_manifest(name) for name in used_models()}
+    return models | {f"datasets/{name}": dataset_manifest(name) for name in used_datasets()}
+
+
+def teacher_manifest(wildcards):
+    """The teacher of a trace set; none where one model is sampled alone."""
+    traces = config["traces"][wildcards.traces]
+    return model_manifest(traces["teacher"]) if traces["method"] == "rsd" else []
+
+
+def arm_manifest(wildcards):
+    """The model of an arm: trained, or as it came."""
+    arm = config["arms"][wildcards.arm]
+    return "<experiment>/trained/{arm}-seed{seed}/manifest.json" if arm["traces"] else model_manifest(arm["model"])
+
+
+def scores_folder(wildcards, input):
+    """The folder of all scores, for the jobs that read every one of them."""
+    return os.path.dirname(os.path.dirname(input.scores[0]))
+
+
+def work(stage, name=""):
+    """Where a stage keeps its progress, so that it can go on after a kill; no job declares it."""
+    return f"results/{config['experiment']}/work/{stage}/{name}".rstrip("/")
+
+
+# --- parameters ---
+
+
+def as_json(settings):
+    """A slice of the configuration as the text that its job gets."""
+    return json.dumps(settings, sort_keys=True)
+
+
+def named(flag, names, paths):
+    """`flag NAME=PATH` for each, as a list of words."""
+    return [word for name, path in zip(names, paths, strict=True) for word in (flag, f"{name}={path}")]
