@@ -1,8 +1,8 @@
 """Renews the lock: requirements*.in -> requirements*.txt, every package pinned and hashed. Run by `make lock`.
 
-Versions are what pip resolves here (Linux, Python 3.11), for the CPU build of torch. Hashes are those of every file that
-the package index holds of a version, so that the lock also fits other Pythons and processors. torch has two files of
-its own, since a machine takes one of its builds: requirements-cpu.txt, and requirements-cuda.txt with the CUDA
+Versions are what pip resolves here (Linux, Python 3.11), for the CPU build of torch. Hashes are those of every file
+that the package index holds of a version, so that the lock also fits other Pythons and processors. torch has two files
+of its own, since a machine takes one of its builds: requirements-cpu.txt, and requirements-cuda.txt with the CUDA
 libraries. Needs uv, which requirements-dev.txt installs.
 """
 

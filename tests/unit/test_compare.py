@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from synthetic_results import PAPER_ACCURACY, problem_id, write_samples, write_scores
 
 from rsd.compare import METRICS, Row, pairs, read_comparison, read_summary, run_compare, verdict
 from rsd.records import SAMPLES, read_table, write_table
+from synthetic_results import PAPER_ACCURACY, problem_id, write_samples, write_scores
 
 YES, NO = True, False
 
@@ -60,7 +60,7 @@ def find(rows: list[Row], arm: str, metric: str, *, seed: str = "all", task: str
     return row
 
 
-@pytest.fixture()
+@pytest.fixture
 def rows(tmp_path: Path) -> list[Row]:
     write_small(tmp_path / "scores")
     return compare(tmp_path, compare_settings())

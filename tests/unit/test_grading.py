@@ -8,7 +8,7 @@ import threading
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from realdata import real_rows
@@ -139,8 +139,10 @@ def test_exact_match_compares_looks_and_not_values():
     assert not exact_match(None, "5")
 
 
-@given(st.text(max_size=30))
-@settings(deadline=None)
+# A final backslash would turn the dollar after it into a literal one.
+@given(st.text(max_size=30).filter(lambda text: not text.endswith("\\")))
+@example(r" \( x")
+@settings(max_examples=500, deadline=None)
 def test_normalising_is_stable_for_matching(text):
     assert exact_match(text, text) == (normalise(text) != "")
     assert exact_match(f" ${text}$ ", text) == (normalise(text) != "")

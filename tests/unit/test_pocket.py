@@ -39,6 +39,7 @@ def recipe(make: str, **changes: object) -> dict:
         "layers": 1,
         "width": 16,
         "heads": 1,
+        "initial_std": 0.06,
         "largest_sum": 140 if make == "student" else 297,
         "steps": 20,
         "batch_size": 8,

@@ -25,7 +25,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import rsd.train
 from rsd.manifest import verify_manifest, write_manifest
@@ -574,10 +574,20 @@ def test_a_checkpoint_of_other_settings_rows_or_seed_is_not_taken_up(tmp_path: P
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_diverging_run_stops_at_its_step_and_writes_nothing(tmp_path: Path, base: Path, dtype: str) -> None:
     chosen = {"epochs": 20, "learning_rate": 1e30, "max_grad_norm": 0.0, "dtype": dtype, "checkpoint_steps": 1}
-    message = r"step \d+: (loss|grad_norm) is (nan|inf).*lower training\.learning_rate"
+    message = r"step 2: grad_norm is (nan|inf), so training has diverged.*lower training\.learning_rate"
     with pytest.raises(FloatingPointError, match=message):
         run(tmp_path, base, random_rows(8), **chosen)
     assert not list((tmp_path / "trained").iterdir())
+
+
+def test_a_loss_that_is_not_finite_is_not_averaged_away(tmp_path: Path) -> None:
+    base = tiny_model_folder(tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.norm.weight"][0] = math.nan
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    write_manifest(base, kind="model", source="path:tiny", revision=None, licence=None, provenance={})
+    with pytest.raises(FloatingPointError, match="step 1: loss is nan"):
+        run(tmp_path, base, random_rows(4))
 
 
 def test_a_last_step_that_spoils_the_weights_is_noticed(tmp_path: Path, base: Path) -> None:
@@ -662,6 +672,8 @@ def test_the_log_is_sparse_and_nothing_else_is_printed_or_sent(
 ) -> None:
     caplog.set_level(logging.INFO)
     monkeypatch.setattr("trl.trainer.base_trainer.send_telemetry", lambda **_: pytest.fail("telemetry"))
+    # It would warn, and edit the model's config.
+    monkeypatch.setattr("transformers.trainer.align_special_tokens", lambda *_: pytest.fail("special tokens aligned"))
     run(tmp_path / "quiet", base, random_rows(8))
     ours = [entry.getMessage() for entry in caplog.records if entry.name == "rsd.train"]
     assert [line.split()[0] for line in ours] == ["8", "4", "trained"]

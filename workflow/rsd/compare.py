@@ -294,7 +294,7 @@ def pairs(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def paired_seeds(settings: Mapping[str, Any], arm: str, against: str) -> list[tuple[str, str]]:
-    """Which seed of `against` each seed of `arm` is compared with: the same one, or the only one of an untrained arm."""
+    """(seed of `arm`, seed of `against`) that are compared: the same one, or the only one of an untrained arm."""
     other = [str(seed) for seed in settings["arms"][against]["seeds"]]
     trained = settings["arms"][against]["traces"]
     return [(str(seed), str(seed) if trained else other[0]) for seed in settings["arms"][arm]["seeds"]]
@@ -326,7 +326,7 @@ def _point(estimate: Estimate | None) -> float | None:
 
 
 def paper_accuracy(settings: Mapping[str, Any], arm: str, task: str) -> float | None:
-    """The published accuracy, per cent; for the mean, of the published values, where they are of exactly these tasks."""
+    """The published accuracy, per cent; for the mean, of the published values, if they are of exactly these tasks."""
     published = settings["reference"]["accuracy"].get(arm, {})
     if task != MEAN:
         return published.get(task)
@@ -356,7 +356,6 @@ def summarise(rows: Sequence[Row], cells: Mapping[Key, Cell], settings: Mapping[
 
 def _task_size(task: str, cells: Mapping[Key, Cell]) -> dict[str, Any]:
     sizes = [(len(cell.problems), cell.n_samples / len(cell.problems)) for key, cell in cells.items() if key[2] == task]
-    # The files' own numbers: the rows are there whatever the configuration asked for.
     problems, samples = sizes[0] if sizes else (None, None)
     return {"problems": problems, "samples_a_problem": samples}
 
@@ -386,7 +385,7 @@ def _answer(rows: Sequence[Row], arm: str, against: str) -> dict[str, Any]:
 
 
 def verdict(value: float | None, low: float | None, high: float | None) -> str:
-    """`higher` or `lower` where the interval of a difference leaves out 0, else `undecided`; `missing` without a value."""
+    """`higher` or `lower` if the interval of a difference leaves out 0, else `undecided`; `missing` without a value."""
     if value is None:
         return "missing"
     if low is not None and low > 0:
@@ -417,16 +416,26 @@ def read_comparison(path: Path) -> list[Row]:
         if reader.fieldnames != names:
             raise ValueError(f"{path} has the columns {reader.fieldnames}, expected {names}; {REMEDY}")
         records = list(reader)
-    numbers = ("value", "low", "high", "paper")
-    return [
-        Row(
-            **{name: record[name] for name in ("arm", "against", "seed", "task", "metric")},
-            **{name: float(record[name]) if record[name] else None for name in numbers},
-            n_problems=int(record["n_problems"]),
-            n_samples=int(record["n_samples"]),
-        )
-        for record in records
-    ]
+    return [_parse(record) for record in records]
+
+
+def _parse(record: Mapping[str, str]) -> Row:
+    def number(name: str) -> float | None:
+        return float(record[name]) if record[name] else None
+
+    return Row(
+        arm=record["arm"],
+        against=record["against"],
+        seed=record["seed"],
+        task=record["task"],
+        metric=record["metric"],
+        value=number("value"),
+        low=number("low"),
+        high=number("high"),
+        n_problems=int(record["n_problems"]),
+        n_samples=int(record["n_samples"]),
+        paper=number("paper"),
+    )
 
 
 def read_summary(path: Path) -> dict[str, Any]:

@@ -55,15 +55,15 @@ def validate(config: Mapping[str, Any]) -> Config:
     Raises ValueError listing every problem by key, value, expectation and remedy: unknown keys, wrong types, values
     out of bounds, names that do not exist, combinations that cannot work.
     """
-    config = copy.deepcopy(dict(config))
+    filled: Config = copy.deepcopy(dict(config))
     schema = load_schema()
-    problems = _schema_problems(schema, config)
+    problems = _schema_problems(schema, filled)
     if not problems:
-        config = fill_defaults(schema, config)
-        problems = _reference_problems(config)
+        filled = fill_defaults(schema, filled)
+        problems = _reference_problems(filled)
     if problems:
         raise ValueError("the configuration is not valid:\n  " + "\n  ".join(problems))
-    return config
+    return filled
 
 
 def fill_defaults(schema: Mapping[str, Any], value: Any, node: Mapping[str, Any] | None = None) -> Any:
@@ -267,7 +267,8 @@ def source_key(config: Config, source: str, files: str = "") -> str:
 
     Two experiments with the same source share one folder. The mirror is not part of it: it holds the same files.
     """
-    readable = re.sub(r"[^A-Za-z0-9.]+", "-", source.split("://")[-1].removeprefix("path:")).strip("-")[:60]
+    readable = re.sub(r"^(hf|pypi)://|^path:", "", source)
+    readable = re.sub(r"[^A-Za-z0-9.]+", "-", readable).strip("-")[:60]
     # Pocket models and problems follow from the pocket settings and the seed.
     made_from = [source, config["pocket"], config["seed"]] if source.startswith("pocket://") else [source, files]
     return f"{readable}-{settings_digest(made_from)[:8]}"

@@ -7,16 +7,20 @@ reaches into the figure. The same numbers give the same bytes.
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from rsd.runtime import atomic_path
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # Colours by the name of their CSS variable in templates/report.html.j2. The arms' colours are Okabe and Ito's, which
 # people with any colour vision can tell apart; the first is the base's.
@@ -35,7 +39,7 @@ INK, SOFT, LINE = PALETTE["ink"], PALETTE["soft"], PALETTE["line"]
 WIDTH = 6.2  # inches
 ROW = 0.235  # inches a mark
 LABEL_WIDTH = 30  # characters of a mark's label before it is broken
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
@@ -88,6 +92,20 @@ def arm_colour(index: int) -> str:
     return ARM_COLOURS[f"arm-{(index - 1) % (len(ARM_COLOURS) - 1) + 1}"]
 
 
+def styled(draw: Callable[P, R]) -> Callable[P, R]:
+    """Draws in the report's style, and leaves matplotlib's settings as they were."""
+
+    @functools.wraps(draw)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        import matplotlib
+
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return wrapped
+
+
+@styled
 def accuracy_figure(groups: Sequence[Group]) -> Any:
     """Horizontal bars of accuracies (per cent) with intervals, one group a task; the paper's values as diamonds."""
     figure, axes, places = _rows_figure(groups)
@@ -112,6 +130,7 @@ def accuracy_figure(groups: Sequence[Group]) -> Any:
     return figure
 
 
+@styled
 def forest_figure(groups: Sequence[Group]) -> Any:
     """Differences in points with their intervals and the line of no difference, one group a comparison."""
     figure, axes, places = _rows_figure(groups)
@@ -120,8 +139,8 @@ def forest_figure(groups: Sequence[Group]) -> Any:
         [abs(limit) for mark in marks for limit in (mark.value, mark.low, mark.high) if limit is not None]
     )
     reach = max(reach * 1.1, 0.5)
-    axes.axvline(0, color=INK, linewidth=0.9, zorder=1)
     for mark, y in places:
+        axes.plot([0, 0], [y - 0.55, y + 0.55], color=INK, linewidth=0.9, zorder=1, solid_capstyle="butt")
         if mark.value is None:
             _missing(axes, 0, y)
             continue
@@ -148,8 +167,12 @@ def forest_figure(groups: Sequence[Group]) -> Any:
     return figure
 
 
+@styled
 def training_figure(panels: Sequence[Panel]) -> Any:
-    """Training loss over epochs, one panel an arm on a common scale, one line a seed (told apart by its dashes)."""
+    """Training loss over epochs, one panel an arm on a common scale, one line a seed (told apart by its dashes).
+
+    Losses that differ more than twentyfold are shown on a logarithmic scale.
+    """
     columns = min(3, len(panels))
     lines = math.ceil(len(panels) / columns)
     figure = _figure(WIDTH, 2.1 * lines + 0.3)
@@ -164,6 +187,11 @@ def training_figure(panels: Sequence[Panel]) -> Any:
             axes.plot(x, y, dashes[index % len(dashes)], color=panel.colour, linewidth=1.2, label=label)
         if len(panel.curves) > 1:
             axes.legend(frameon=False, fontsize=7.5, loc="upper right", handlelength=2.4)
+    losses = [loss for panel in panels for _, y in panel.curves.values() for loss in y]
+    if 0 < 20 * min(losses) < max(losses):
+        # The scale is shared: setting it once sets it for all.
+        grid[0, 0].set_yscale("log")
+        grid[0, 0].yaxis.set_major_formatter("{x:g}")
     for axes in grid[-1]:
         axes.set_xlabel("epoch")
     for axes in grid[:, 0]:
@@ -179,18 +207,16 @@ def signed(value: float, digits: int = 1) -> str:
     return f"{0:.{digits}f}" if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
 
 
+@styled
 def save(figure: Any, folder: Path, name: str) -> str:
     """Writes NAME.svg and NAME.png (200 dots an inch, white) into `folder`; returns the SVG."""
-    import matplotlib
-
-    with matplotlib.rc_context(STYLE):
-        text = io.StringIO()
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-        svg = text.getvalue()
-        with atomic_path(folder / f"{name}.svg") as temporary:
-            temporary.write_text(svg.replace("<defs>", _WHITE + "<defs>", 1), encoding="utf-8")
-        with atomic_path(folder / f"{name}.png") as temporary:
-            figure.savefig(temporary, format="png", dpi=200, facecolor="white", metadata={"Software": None})
+    text = io.StringIO()
+    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    svg = text.getvalue()
+    with atomic_path(folder / f"{name}.svg") as temporary:
+        temporary.write_text(svg.replace("<defs>", _WHITE + "<defs>", 1), encoding="utf-8")
+    with atomic_path(folder / f"{name}.png") as temporary:
+        figure.savefig(temporary, format="png", dpi=200, facecolor="white", metadata={"Software": None})
     return svg
 
 
@@ -221,10 +247,8 @@ def inline_svg(svg: str, title: str) -> str:
 
 
 def _figure(width: float, height: float) -> Any:
-    import matplotlib
     from matplotlib.figure import Figure
 
-    matplotlib.rcParams.update(STYLE)
     return Figure(figsize=(width, height), layout="constrained")
 
 
@@ -260,7 +284,7 @@ def _bare(axes: Any) -> None:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.set_axisbelow(True)
-    axes.tick_params(length=0)
+    axes.tick_params(which="both", length=0)
 
 
 def _whisker(axes: Any, mark: Mark, y: float) -> None:

@@ -137,7 +137,7 @@ def normalise(text: str) -> str:
 
 def _drop_marks(text: str) -> str:
     """Without mathematics and currency dollars, thin spaces, outer brackets of LaTeX and a final full stop."""
-    text = text.strip().replace("−", "-").replace(r"\%", "%").replace(r"\$", "").replace("$", "")
+    text = text.strip().replace("−", "-").replace(r"\%", "%").replace(r"\$", "").replace("$", "").strip()
     text = re.sub(r"^\\[(\[]\s*|\s*\\[)\]]$", "", text)
     text = _SPACING.sub(lambda match: "" if match[0].startswith(r"\!") else " ", text)
     return text.strip().removesuffix(".").strip()

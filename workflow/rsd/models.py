@@ -22,12 +22,14 @@ def load_model(folder: Path, dtype: str, device: str) -> PreTrainedModel:
             f"{folder} holds no weights (*.safetensors); delete the folder and run its prefetch again, "
             "or point the model's `source` to one that holds them"
         )
-    model = AutoModelForCausalLM.from_pretrained(
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, local_files_only=True
     )
     parameters = sum(parameter.numel() for parameter in model.parameters())
     LOG.info("loaded %s: %.4g M parameters, %s, %s", folder.name, parameters / 1e6, dtype, device)
-    return model.to(device).eval().requires_grad_(False)
+    # `nn.Module.to` does not go through transformers' annotated wrapper.
+    torch.nn.Module.to(model, device)
+    return model.eval().requires_grad_(False)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

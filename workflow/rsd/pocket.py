@@ -48,7 +48,6 @@ VOCABULARY_MULTIPLE = {"student": 8, "teacher": 32}
 OPERANDS = 3
 HEAD_WIDTH = 16
 MLP_RATIO = 3
-INITIAL_STD = 0.02
 WARMUP_STEPS = 50
 BETAS = (0.9, 0.98)
 WEIGHT_DECAY = 0.01
@@ -226,7 +225,7 @@ def new_model(make: str, recipe: Mapping[str, Any], tokenizer: PreTrainedTokeniz
         num_key_value_heads=recipe["heads"],
         head_dim=HEAD_WIDTH,
         max_position_embeddings=256,
-        initializer_range=INITIAL_STD,
+        initializer_range=recipe["initial_std"],
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,

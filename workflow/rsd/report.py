@@ -1,10 +1,11 @@
 """Stage report: the comparison and the records of all stages -> one page to read, one page of Markdown, figures.
 
-comparison.csv/.json, selection.json, training.json, data reports, manifests, scores -> report.html, comparison.md, figures/*.svg|png
+comparison.csv and .json, selection.json, training.json, reports on the data, manifests, scores
+-> report.html, comparison.md, figures/*.svg and *.png
 
 The page opens from disk: no network, no scripts, figures inside. The numbers of the result come from the comparison
-alone; a record or key that is not there shows as missing, never as an error. Nothing of a benchmark's or model's text is
-shown, and everything that is shown is escaped.
+alone; a record or key that is not there shows as missing, never as an error. No text of a benchmark or a model is
+shown, and everything that is shown is escaped. By hand: `rsd report --help`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ from rsd.figures import (
     signed,
     training_figure,
 )
-from rsd.provenance import file_digest
 from rsd.records import REMEDY
 from rsd.runtime import write_text
 
@@ -110,7 +110,6 @@ def run_report(
         "scores": {name: read_record(Path(scores) / f"{name}.json") for name in score_names},
     }
     page = result_view(rows, answers, settings) | records_view(records, answers, settings)
-    page["digests"] = {name: file_digest(Path(path)) for name, path in manifests.items() if Path(path).exists()}
     pictures = draw(rows, answers, records["trainings"], Path(figures))
     write_text(Path(html), render_html(page, pictures))
     write_text(Path(markdown), render_markdown(page))
@@ -180,7 +179,7 @@ def index(rows: Sequence[Row]) -> Table:
 
 
 def main_view(rows: Sequence[Row], answers: Record) -> list[Record]:
-    """One entry an arm, one cell a task: accuracy over all seeds with interval, deviation between seeds, paper's value."""
+    """One entry an arm, one cell a task: accuracy over all seeds, interval, deviation between seeds, paper's value."""
     table = index(rows)
     return [
         {
@@ -265,7 +264,7 @@ def compared_view(entry: Record, answers: Record) -> Record:
         "sign": sign,
         "word": word,
         "sentence": sentence(entry, answers),
-        "seed_sentence": seed_sentence(entry),
+        "seed_sentence": seed_sentence(entry, answers),
     }
 
 
@@ -298,8 +297,10 @@ def sentence(entry: Record, answers: Record) -> str:
     )
 
 
-def seed_sentence(entry: Record) -> str:
-    """What the training seeds say, one by one."""
+def seed_sentence(entry: Record, answers: Record) -> str:
+    """What the training seeds say, one by one; nothing of two models that were not trained here."""
+    if not any(answers["arms"][entry[key]]["traces"] for key in ("arm", "against")):
+        return ""
     values = [value for value in entry["difference_by_seed"] if value is not None]
     if len(entry["difference_by_seed"]) < 2:
         return "One training seed: this run says nothing about how much another one would differ."
@@ -546,10 +547,14 @@ def training_panels(answers: Record, trainings: Mapping[str, Record]) -> list[Pa
 
 
 def averaged(points: Sequence[Record], stretches: int = 60) -> tuple[list[float], list[float]]:
-    """Epochs and losses, averaged over up to `stretches` stretches of equal length: the loss of a step is mostly noise."""
+    """Epochs and losses over up to `stretches` stretches of equal length: the loss of one step is mostly noise."""
     length = math.ceil(len(points) / stretches)
     blocks = [points[start : start + length] for start in range(0, len(points), length)]
-    return tuple([sum(point[key] for point in block) / len(block) for block in blocks] for key in ("epoch", "loss"))  # type: ignore[return-value]
+
+    def means(key: str) -> list[float]:
+        return [sum(point[key] for point in block) / len(block) for block in blocks]
+
+    return means("epoch"), means("loss")
 
 
 def colours_of(answers: Record) -> dict[str, str]:

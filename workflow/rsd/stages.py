@@ -28,22 +28,23 @@ PLUMBING = (
 )
 
 _DECODER = ("decode", "lanes", "law", "models", "prompts", "streams", "vocabulary")
+_DATA = ("data", "grading", "models", "prompts")
 
 STAGE_MODULES: dict[str, tuple[str, ...]] = {
     "prefetch_model": (),
     "prefetch_dataset": (),
     "make_pocket_model": ("pocket",),
     "make_pocket_dataset": ("pocket",),
-    "prepare_problems": ("data", "grading", "prompts"),
-    "prepare_benchmark": ("data", "grading", "prompts"),
+    "prepare_problems": _DATA,
+    "prepare_benchmark": _DATA,
     "measure_overlap": ("overlap",),
     "generate_traces": ("traces", *_DECODER),
-    "convert_traces": ("data", "grading", "models", "prompts"),
+    "convert_traces": _DATA,
     "select_traces": ("selection", "grading", "models", "prompts"),
-    "train": ("train", "models"),
+    "train": ("train", "training_rows", "models"),
     "evaluate": ("evaluate", "lm", "grading", *_DECODER),
     "compare": ("compare", "statistics"),
-    "report": ("report", "statistics"),
+    "report": ("report", "compare", "figures", "notes", "statistics"),
     "write_config": (),
 }
 

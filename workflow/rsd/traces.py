@@ -127,7 +127,9 @@ class _Generator:
         )
 
     def decode_text(self, completion: Completion) -> str:
-        return self.tokenizer.decode(completion.tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text = self.tokenizer.decode(completion.tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
 
 
 def law_of(settings: Mapping[str, Any]) -> Law:

@@ -16,7 +16,7 @@ from rsd.stages import stage_code
 try:
     config = settings_of.validate(config)
 except ValueError as error:
-    raise WorkflowError(error) from None
+    raise WorkflowError(str(error)) from None
 
 
 # --- what one job asks of the machine ---

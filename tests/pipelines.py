@@ -1,0 +1,117 @@
+"""Snakemake on this workflow, in folders of its own, with a stand-in for the stages."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rsd.config import merge
+
+ROOT = Path(__file__).parents[1]
+POCKET_TINY = ("workflow/experiments/pocket.yaml", "tests/integration/pocket-tiny.yaml")
+STUB = ROOT / "tests" / "dag" / "stub_rsd.py"
+# The paper's DAG with fewer names in it: 2 shards, 2 seeds, 2 benchmarks.
+SMALL = {
+    "traces": {"rsd": {"shards": 2}},
+    "run": {"seeds": [0, 1], "tasks": ["aime24", "math500"]},
+}
+
+
+def make_stub(folder: Path, tree: Path) -> Path:
+    """A folder for PATH with an `rsd` that runs the stand-in against the package in `tree`."""
+    folder.mkdir(parents=True)
+    script = folder / "rsd"
+    script.write_text(f'#!/bin/sh\nPYTHONPATH="{tree}/workflow" exec "{sys.executable}" "{STUB}" "$@"\n')
+    script.chmod(0o755)
+    return folder
+
+
+@dataclass
+class Pipeline:
+    """A working folder, the tree whose Snakefile runs there, and a stand-in for the stages.
+
+    `experiments` are config files laid over config.yaml, by their path below the tree.
+    """
+
+    folder: Path
+    tree: Path = ROOT
+    experiments: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def command(self, *arguments: str, config: dict[str, Any] | None = None) -> list[str]:
+        configs = [self.tree / "config.yaml", *(self.tree / name for name in self.experiments)]
+        if config:
+            configs.append(self.folder / "overlay.yaml")
+            configs[-1].write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
+        snakefile = ["--snakefile", str(self.tree / "Snakefile"), "--configfile", *map(str, configs)]
+        return [sys.executable, "-m", "snakemake", *snakefile, "--directory", str(self.folder), *arguments]
+
+    def variables(self) -> dict[str, str]:
+        stub = self.folder.with_name(self.folder.name + "-bin")
+        if not stub.exists():
+            make_stub(stub, self.tree)
+        return {**os.environ, "PATH": f"{stub}{os.pathsep}{os.environ['PATH']}", **self.environment}
+
+    def run(
+        self, *arguments: str, config: dict[str, Any] | None = None, ok: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        result = subprocess.run(
+            self.command(*arguments, config=config),
+            env=self.variables(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+        )
+        assert (result.returncode == 0) == ok, result.stdout[-6000:]
+        return result
+
+    def plan(self, *arguments: str, config: dict[str, Any] | None = None) -> Counter[str]:
+        """How many jobs of each rule a dry-run plans, target rules left out."""
+        return planned(self.run("--dry-run", *arguments, config=config).stdout)
+
+
+def planned(output: str) -> Counter[str]:
+    _, _, table = output.partition("Job stats:")
+    counts = Counter({name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", table, flags=re.MULTILINE)})
+    for target in ("total", *TARGETS):
+        counts.pop(target, None)
+    return counts
+
+
+TARGETS = ("all", "downloads", "data", "traces", "models", "scores")
+
+
+def copy_tree(folder: Path) -> Path:
+    """A copy of what Snakemake reads, to be edited."""
+    folder.mkdir(parents=True)
+    for name in ("Snakefile", "config.yaml", "workflow", "envs"):
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, folder / name)
+    return folder
+
+
+def overlay(*parts: dict[str, Any]) -> dict[str, Any]:
+    """Several overlays as one."""
+    merged: dict[str, Any] = {}
+    for part in parts:
+        merged = merge(merged, part)
+    return merged
+
+
+def shell_commands(output: str) -> Sequence[str]:
+    """The commands that `--printshellcmds` shows."""
+    return re.findall(r"^\s*(?:Shell command: )?(rsd [a-z].*)$", output, flags=re.MULTILINE)

@@ -1,0 +1,346 @@
+"""The configuration: bad ones are refused by a message that helps, every key is documented and decides something."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rsd import config as c
+from rsd.cli import build_parser, main
+
+ROOT = Path(__file__).parents[2]
+PAPER = ROOT / "config.yaml"
+SCHEMA = c.load_schema()
+
+
+def paper(**changes: Any) -> c.Config:
+    """config.yaml with `changes` laid over it, not validated."""
+    return c.merge(yaml.safe_load(PAPER.read_text(encoding="utf-8")), changes)
+
+
+# --- bad configurations ---------------------------------------------------------------------------------------------
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "an unknown key": ({"tittle": "x"}, r"tittle = 'x': unknown key; did you mean 'title'\?"),
+    "an unknown key deep inside": (
+        {"traces": {"rsd": {"treshold": 0.01}}},
+        r"traces\.rsd\.treshold = 0\.01: unknown key; did you mean 'threshold'\?",
+    ),
+    "an unknown key in an arm's training": (
+        {"arms": {"rsd": {"training": {"epoch": 3}}}},
+        r"arms\.rsd\.training\.epoch = 3: unknown key; did you mean 'epochs'\?",
+    ),
+    "text where a number is due": (
+        {"traces": {"rsd": {"threshold": "0.01"}}},
+        r"traces\.rsd\.threshold = '0\.01': expected number, found str; write the number without quotes",
+    ),
+    "a number where text is due": ({"title": 3}, r"title = 3: expected string, found int; correct it"),
+    "a fraction where a whole number is due": (
+        {"training": {"epochs": 1.5}},
+        r"training\.epochs = 1\.5: expected integer, found float",
+    ),
+    "a threshold above 1": (
+        {"traces": {"rsd": {"threshold": 1.01}}},
+        r"traces\.rsd\.threshold = 1\.01: expected a value >= 0 and <= 1",
+    ),
+    "a negative threshold": (
+        {"traces": {"rsd": {"threshold": -0.1}}},
+        r"traces\.rsd\.threshold = -0\.1: expected a value >= 0 and <= 1",
+    ),
+    "a method that does not exist": (
+        {"traces": {"rsd": {"method": "rds"}}},
+        r"traces\.rsd\.method = 'rds': did you mean 'rsd'\? expected one of: dataset, rsd, sample",
+    ),
+    "an arm with an unknown trace set": (
+        {"arms": {"rsd": {"traces": "rds"}}},
+        r"arms\.rsd\.traces = 'rds': no such entry in traces; did you mean 'rsd'\?",
+    ),
+    "an arm with an unknown model": (
+        {"arms": {"base": {"model": "studnet"}}},
+        r"arms\.base\.model = 'studnet': no such entry in models; did you mean 'student'\?",
+    ),
+    "a model with an unknown prompt": (
+        {"models": {"student": {"prompt": "boxd"}}},
+        r"models\.student\.prompt = 'boxd': no such entry in prompts; did you mean 'boxed'\?",
+    ),
+    "a trace set with an unknown law": (
+        {"traces": {"rsd": {"law": "authors"}}},
+        r"traces\.rsd\.law = 'authors': no such entry in laws; .*authors-code",
+    ),
+    "an unknown arm to run": ({"run": {"arms": ["base", "rsdd"]}}, r"run\.arms\[1\] = 'rsdd': no such entry in arms"),
+    "an unknown benchmark to run": (
+        {"run": {"tasks": ["aime42"]}},
+        r"run\.tasks\[0\] = 'aime42': no such entry in tasks; did you mean 'aime2[45]'\?",
+    ),
+    "a base that is not run": (
+        {"run": {"arms": ["rsd"], "base": "base"}},
+        r"run\.base = 'base': not in run\.arms; expected one of: rsd",
+    ),
+    "a task with an unknown dataset": (
+        {"tasks": {"aime24": {"dataset": "aime"}}},
+        r"tasks\.aime24\.dataset = 'aime': no such entry in datasets",
+    ),
+    "an unknown evaluation profile": (
+        {"evaluation": {"profile": "qwem"}},
+        r"evaluation\.profile = 'qwem': no such entry in profiles; did you mean 'qwen'\?",
+    ),
+    "traces as long as the context": (
+        {"traces": {"rsd": {"max_new_tokens": 8192}}},
+        r"traces\.rsd\.max_new_tokens = 8192: leaves no room for a prompt in traces\.rsd\.context = 8192 tokens",
+    ),
+    "a micro-batch that does not divide the batch": (
+        {"training": {"micro_batch_size": 3}},
+        r"batch_size = 16 is no multiple of micro_batch_size = 3",
+    ),
+    "dataset traces where the dataset has none": (
+        {"problems": {"dataset": "aime24"}},
+        r"traces\.direct\.method = 'dataset': the dataset of problems has no traces of its own",
+    ),
+    "several attempts at a dataset's one trace": (
+        {"traces": {"direct": {"attempts": 4}}},
+        r"traces\.direct\.attempts = 4: a dataset has one trace a problem; write 1",
+    ),
+    "a prompt without the question": ({"prompts": {"boxed": "Hello"}}, r"prompts\.boxed = 'Hello': "),
+    "a source that is none": (
+        {"models": {"student": {"source": "Qwen/Qwen3-0.6B"}}},
+        r"models\.student\.source = 'Qwen/Qwen3-0\.6B': .*hf://ORG/NAME@REVISION",
+    ),
+    "a name that is a path": ({"experiment": "../elsewhere"}, r"experiment = '\.\./elsewhere': "),
+    "a name that the folders of results need": (
+        {"experiment": "models"},
+        r"experiment = 'models': this folder of results/ is taken; choose another name",
+    ),
+    "the same seed twice": ({"run": {"seeds": [1, 1]}}, r"run\.seeds = \[1, 1\]: "),
+    "no benchmark": ({"run": {"tasks": []}}, r"run\.tasks = \[\]: "),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_configuration_is_refused_by_key_value_expectation_and_remedy(name: str) -> None:
+    changes, message = BAD[name]
+    with pytest.raises(ValueError, match=message):
+        c.validate(paper(**changes))
+
+
+@pytest.mark.parametrize("key", SCHEMA["required"])
+def test_a_missing_required_key_is_named(key: str) -> None:
+    config = paper()
+    del config[key]
+    with pytest.raises(ValueError, match=rf"{key}: missing; add it"):
+        c.validate(config)
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    with pytest.raises(ValueError, match="unknown key") as caught:
+        c.validate(paper(tittle="x", seed=-1, device="gpu"))
+    assert len(str(caught.value).splitlines()) == 1 + 3
+
+
+def test_a_file_that_is_no_mapping_is_named(tmp_path: Path) -> None:
+    (tmp_path / "list.yaml").write_text("- a\n")
+    with pytest.raises(ValueError, match=r"list\.yaml: expected a mapping of settings, found list"):
+        c.load([PAPER, tmp_path / "list.yaml"])
+
+
+def test_the_command_line_tells_a_bad_configuration_without_a_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.yaml").write_text("tittle: x\n")
+    assert main(["config", str(PAPER), str(tmp_path / "bad.yaml")]) == 1
+    assert "did you mean 'title'?" in capsys.readouterr().err
+
+
+# --- good ones ------------------------------------------------------------------------------------------------------
+
+
+def test_the_papers_configuration_is_valid_and_says_what_the_paper_says() -> None:
+    config = c.load([PAPER])
+    assert config["traces"]["rsd"]["threshold"] == 0.01
+    assert config["training"]["learning_rate"] == 1e-5
+    assert config["run"]["arms"] == ["base", "direct", "rsd"]
+
+
+def test_validation_is_idempotent_and_leaves_its_argument_alone() -> None:
+    given_config = paper()
+    before = copy.deepcopy(given_config)
+    once = c.validate(given_config)
+    assert given_config == before
+    assert c.validate(once) == once
+
+
+def test_a_merged_configuration_survives_yaml_and_json(capsys: pytest.CaptureFixture[str]) -> None:
+    config = c.load([PAPER])
+    assert main(["config", str(PAPER)]) == 0
+    assert yaml.safe_load(capsys.readouterr().out) == config
+    assert json.loads(json.dumps(config)) == config
+
+
+@pytest.mark.parametrize("number", [1e-5, 1e-4, 0.01, 1e16, 3, 0, -1.5e-300])
+def test_a_number_in_the_settings_reaches_a_stage_as_that_number(number: float) -> None:
+    words = ["write-config", "--settings", json.dumps({"x": number}), "--output", "o"]
+    assert build_parser().parse_args(words).settings == {"x": number}
+
+
+@given(st.dictionaries(st.text(max_size=5), st.text(max_size=20), max_size=3))
+def test_any_text_in_the_settings_reaches_a_stage_as_it_was_written(settings: dict[str, str]) -> None:
+    words = ["write-config", "--settings", json.dumps(settings), "--output", "o"]
+    assert build_parser().parse_args(words).settings == settings
+
+
+JSON_TREES = st.recursive(
+    st.integers(0, 3), lambda inner: st.dictionaries(st.sampled_from("abc"), inner, max_size=3), max_leaves=8
+)
+MAPPINGS = st.dictionaries(st.sampled_from("abc"), JSON_TREES, max_size=3)
+
+
+@given(MAPPINGS, MAPPINGS, MAPPINGS)
+def test_overlays_merge_the_same_however_they_are_grouped(a: Any, b: Any, d: Any) -> None:
+    assert c.merge(c.merge(a, b), d) == c.merge(a, c.merge(b, d))
+    assert c.merge(a, {}) == a
+    assert c.merge(a, a) == a
+
+
+# --- every key ------------------------------------------------------------------------------------------------------
+
+
+def schema_properties(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every property of the schema by path, references followed; `*` stands for a name of the user's."""
+    if "$ref" in node:
+        target = SCHEMA["$defs"][node["$ref"].removeprefix("#/$defs/")]
+        node = {**target, **{key: value for key, value in node.items() if key != "$ref"}}
+    if path:
+        yield path, node
+    for name, child in node.get("properties", {}).items():
+        yield from schema_properties(child, f"{path}.{name}".lstrip("."))
+    others = node.get("additionalProperties")
+    if isinstance(others, dict):
+        yield from schema_properties(others, f"{path}.*".lstrip("."))
+
+
+PROPERTIES = dict(schema_properties(SCHEMA))
+
+
+def test_every_key_is_documented() -> None:
+    silent = [
+        path
+        for path, node in PROPERTIES.items()
+        # An entry of a catalogue is described where the catalogue is, a fixed choice of words by its words.
+        if not path.endswith("*") and not node.get("description") and node.get("type") != "object"
+    ]
+    assert silent == []
+
+
+def test_every_object_is_closed() -> None:
+    for path, node in [("(top level)", SCHEMA), *PROPERTIES.items()]:
+        if node.get("type") == "object" and not re.fullmatch(r"arms\.\*\.training", path):
+            assert "additionalProperties" in node, path
+
+
+def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if isinstance(value, dict) and value:
+        for key, child in value.items():
+            yield from leaves(child, (*path, key))
+    else:
+        yield path, value
+
+
+def changed(config: c.Config, path: tuple[str, ...]) -> c.Config:
+    """`config` with another value at `path`, of about the same kind."""
+    config = copy.deepcopy(config)
+    node = config
+    for key in path[:-1]:
+        node = node[key]
+    value = node[path[-1]]
+    if isinstance(value, bool):
+        node[path[-1]] = not value
+    elif isinstance(value, int | float):
+        node[path[-1]] = value + 1
+    elif isinstance(value, str):
+        node[path[-1]] = value + "x"
+    elif isinstance(value, list):
+        node[path[-1]] = [*value, "x"]
+    elif isinstance(value, dict):
+        node[path[-1]] = {"x": 1}
+    else:
+        node[path[-1]] = 1
+    return config
+
+
+def decisions(config: c.Config) -> Any:
+    """Everything that Snakemake takes from the configuration, but for the full copy that the report shows."""
+    run = config["run"]
+    try:
+        sets = c.trace_sets(config)
+        return [
+            [(c.model_key(config, name), c.prefetch_settings(config, "models", name)) for name in config["models"]],
+            [
+                (c.dataset_key(config, name), c.prefetch_settings(config, "datasets", name))
+                for name in config["datasets"]
+            ],
+            [c.pocket_settings(config, "pocket://student"), c.problems_settings(config), c.compare_settings(config)],
+            [c.benchmark_settings(config, task) for task in run["tasks"]],
+            [(c.traces_settings(config, name), c.select_settings(config, name)) for name in sets],
+            [c.shard_names(config, name) for name in sets],
+            [(c.training_settings(config, arm), c.arm_seeds(config, arm)) for arm in run["arms"]],
+            [c.evaluation_settings(config, arm, task) for arm in run["arms"] for task in run["tasks"]],
+            {**c.report_settings(config), "config": None},
+        ]
+    except (KeyError, AttributeError, TypeError) as error:
+        return repr(error)
+
+
+def test_every_key_decides_something() -> None:
+    # All branches at once: every method, a prompt from the profile, and without it.
+    extra: dict[str, Any] = {
+        "traces": {"own": {"method": "sample"}},
+        "arms": {"own": {"model": "student", "traces": "own"}},
+        "run": {"arms": ["base", "direct", "rsd", "own", "direct-full"]},
+        "reference": {"mean_relative_change": {"rsd": 4.9}},
+    }
+    used: set[str] = set()
+    unused: dict[str, str] = {}
+    for profile in ("paper", "qwen"):
+        config = c.validate(paper(**extra, evaluation={"profile": profile}))
+        before = decisions(config)
+        for path, _ in leaves(config):
+            pattern = schema_path(path)
+            if decisions(changed(config, path)) != before:
+                used.add(pattern)
+            else:
+                unused[pattern] = ".".join(path)
+    # What the rules and the report read from the whole configuration.
+    elsewhere = {"jobs_at_once": "workflow/rules/common.smk", "datasets.*.publishable": "workflow/rsd/report.py"}
+    for pattern, file in elsewhere.items():
+        assert pattern.rpartition(".")[2] in (ROOT / file).read_text(encoding="utf-8"), f"{file} ignores {pattern}"
+    assert {pattern: where for pattern, where in unused.items() if pattern not in used} == {
+        pattern: where for pattern, where in unused.items() if pattern in elsewhere
+    }
+
+
+def schema_path(path: tuple[str, ...]) -> str:
+    """The path with the user's names replaced by `*`."""
+    found = ""
+    for key in path:
+        step = f"{found}.{key}".lstrip(".")
+        found = step if step in PROPERTIES else f"{found}.*".lstrip(".")
+    return found
+
+
+def test_planning_needs_neither_torch_nor_the_data_libraries() -> None:
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import rsd.cli, rsd.config, rsd.stages, rsd.provenance; "
+        "print(sorted({'torch', 'transformers', 'trl', 'datasets', 'lm_eval', 'pyarrow'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, str(ROOT / "workflow")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -1,0 +1,198 @@
+"""The lock, the scripts that install it, and the files around the project."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+ENVS = ROOT / "envs"
+LOCKS = ("requirements.txt", "requirements-dev.txt", "requirements-cpu.txt", "requirements-cuda.txt")
+SCRIPT = ENVS / "rsd.post-deploy.sh"
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def wanted(name: str) -> dict[str, str | None]:
+    """Package -> exact version or None, of a requirements*.in."""
+    lines = (ENVS / name).read_text(encoding="utf-8").splitlines()
+    pairs = [line.partition("==") for line in lines if line and not line.startswith("#")]
+    return {canonical(package): version or None for package, _, version in pairs}
+
+
+def locked(name: str) -> dict[str, tuple[str, int]]:
+    """Package -> version and number of hashes, of a lock file."""
+    text = (ENVS / name).read_text(encoding="utf-8")
+    blocks = re.split(r"^(?=[^\s#])", text, flags=re.MULTILINE)[1:]
+    found = {}
+    for block in blocks:
+        match = re.match(r"([\w.-]+)==(\S+)", block)
+        assert match, block
+        found[canonical(match[1])] = (match[2], len(re.findall(r"--hash=sha256:[0-9a-f]{64}\b", block)))
+    return found
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_every_locked_package_has_one_version_and_hashes(name: str) -> None:
+    packages = locked(name)
+    assert packages
+    assert all(hashes > 0 for _, hashes in packages.values())
+
+
+def test_the_lock_keeps_what_the_requirements_ask_for() -> None:
+    runtime = {**locked("requirements.txt"), **locked("requirements-cpu.txt")}
+    for name, lock in (("requirements.in", runtime), ("requirements-dev.in", locked("requirements-dev.txt"))):
+        for package, version in wanted(name).items():
+            assert package in lock, f"{package} of {name} is not locked; run make lock"
+            assert version in (None, lock[package][0].partition("+")[0]), f"{package}: run make lock"
+
+
+def test_both_builds_of_torch_are_one_version_and_stand_in_no_other_lock() -> None:
+    cpu, cuda = locked("requirements-cpu.txt"), locked("requirements-cuda.txt")
+    assert cpu["torch"][0].partition("+")[0] == cuda["torch"][0]
+    shared = locked("requirements.txt").keys() | locked("requirements-dev.txt").keys()
+    assert not shared & (cpu.keys() | cuda.keys())
+
+
+def test_the_requirements_are_those_of_the_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    # setuptools is there to install the package itself, safetensors and scipy come with torch's and lm-eval's world.
+    assert set(map(canonical, project["dependencies"])) <= wanted("requirements.in").keys()
+    assert set(map(canonical, project["optional-dependencies"]["dev"])) <= wanted("requirements-dev.in").keys()
+
+
+def test_no_registry_and_no_machine_is_named() -> None:
+    for path in [*ENVS.iterdir(), ROOT / "Makefile", ROOT / ".ci" / "run"]:
+        if path.is_file():
+            text = path.read_text(encoding="utf-8")
+            assert not re.search(r"https?://|--index-url|--find-links|file://|/opt/|/home/|/root/", text), path.name
+
+
+def test_the_conda_environment_is_made_anew_for_a_new_lock() -> None:
+    names = ("requirements.txt", "requirements-cpu.txt", "requirements-cuda.txt")
+    digest = hashlib.sha256(b"".join((ENVS / name).read_bytes() for name in names)).hexdigest()[:16]
+    assert f"\nlock={digest}\n" in SCRIPT.read_text(encoding="utf-8")
+
+
+def test_the_conda_environment_has_the_python_of_the_lock() -> None:
+    environment = yaml.safe_load((ENVS / "rsd.yaml").read_text(encoding="utf-8"))
+    assert "python=3.11" in environment["dependencies"]
+    assert SCRIPT.stem == "rsd.post-deploy", "Snakemake looks for it under the environment's name"
+
+
+def recording_python(folder: Path, body: str = "exit 0") -> Path:
+    """A stand-in for Python that notes its arguments in calls.txt."""
+    python = folder / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\necho "$@" >> "{folder}/calls.txt"\n{body}\n')
+    python.chmod(0o755)
+    return python
+
+
+def post_deploy(prefix: Path, work: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    copy = work / "abc.post-deploy.sh"
+    copy.write_bytes(SCRIPT.read_bytes())
+    variables = {**os.environ, "CONDA_PREFIX": str(prefix), "RSD_TORCH": "cpu", **environment}
+    variables.pop("RSD_ROOT", None) if "RSD_ROOT" not in environment else None
+    return subprocess.run(["bash", copy], cwd=work, env=variables, capture_output=True, text=True)
+
+
+def test_the_conda_script_installs_the_lock_into_its_environment_from_any_folder(tmp_path: Path) -> None:
+    recording_python(tmp_path / "conda")
+    result = post_deploy(tmp_path / "conda", tmp_path, RSD_ROOT=str(ROOT))
+    assert result.returncode == 0, result.stderr
+    calls = (tmp_path / "conda" / "calls.txt").read_text().splitlines()
+    installs = [call for call in calls if " install " in call and "--editable" not in call]
+    assert all("--require-hashes" in call and "--no-deps" in call for call in installs)
+    for name in ("requirements.txt", "requirements-cpu.txt"):
+        assert any(call.endswith(f"/envs/{name}") for call in installs)
+    assert calls[-2].endswith(f"--editable {ROOT}")
+    assert calls[-1].endswith("check")
+
+
+def test_the_conda_script_says_where_to_start_snakemake(tmp_path: Path) -> None:
+    recording_python(tmp_path / "conda")
+    result = post_deploy(tmp_path / "conda", tmp_path)
+    assert result.returncode == 1
+    assert "start snakemake there, or set RSD_ROOT" in result.stderr
+    assert not (tmp_path / "conda" / "calls.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("wish", "body", "builds"),
+    [
+        ("cpu", "exit 0", ["requirements-cpu.txt"]),
+        ("cuda", "exit 0", ["requirements-cuda.txt"]),
+        # Where pip finds no CPU build, the other one runs as well.
+        ("cpu", 'case "$*" in *requirements-cpu.txt) exit 1;; esac', ["requirements-cpu.txt", "requirements-cuda.txt"]),
+    ],
+)
+def test_the_build_of_torch_fits_the_machine_and_what_pip_finds(
+    tmp_path: Path, wish: str, body: str, builds: list[str]
+) -> None:
+    python = recording_python(tmp_path, body)
+    subprocess.run(["bash", ENVS / "install.sh", python], env={**os.environ, "RSD_TORCH": wish}, check=True)
+    calls = (tmp_path / "calls.txt").read_text().splitlines()
+    assert [call.rpartition("/")[2] for call in calls if re.search(r"requirements-cu?[dp]", call)] == builds
+
+
+def find_python(path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    variables = {"PATH": f"{path}:/usr/bin:/bin", **environment}
+    return subprocess.run(["bash", ENVS / "find-python.sh"], env=variables, capture_output=True, text=True)
+
+
+def fake_python(folder: Path, name: str, version: tuple[int, int], venv: bool = True) -> None:
+    """A stand-in that answers the three questions of find-python.sh."""
+    folder.mkdir(exist_ok=True)
+    lines = [
+        "#!/bin/sh",
+        'case "$2" in',
+        f"*print*) echo {version[0]}.{version[1]};;",
+        f"*exit*) exit {int(version < (3, 11))};;",
+        f"*venv*) exit {int(not venv)};;",
+        "esac",
+    ]
+    (folder / name).write_text("\n".join(lines) + "\n")
+    (folder / name).chmod(0o755)
+
+
+def test_the_python_of_the_lock_is_taken_first_and_a_broken_one_is_passed_over(tmp_path: Path) -> None:
+    fake_python(tmp_path / "bin", "python3.12", (3, 12))
+    fake_python(tmp_path / "bin", "python3", (3, 13))
+    (tmp_path / "bin" / "python3.11").write_text("#!/bin/sh\nexit 127\n")
+    (tmp_path / "bin" / "python3.11").chmod(0o755)
+    assert find_python(tmp_path / "bin").stdout.strip() == str(tmp_path / "bin" / "python3.12")
+    fake_python(tmp_path / "bin", "python3.11", (3, 11))
+    assert find_python(tmp_path / "bin").stdout.strip() == str(tmp_path / "bin" / "python3.11")
+
+
+def test_a_python_without_venv_or_too_old_is_named_with_the_remedy(tmp_path: Path) -> None:
+    for name in ("python3.11", "python3.12", "python3.13", "python3"):
+        fake_python(tmp_path / "bin", name, (3, 9))
+    result = find_python(tmp_path / "bin")
+    assert result.returncode == 1
+    assert "python3 is Python 3.9, too old" in result.stderr
+    assert "Python 3.11 or newer is needed" in result.stderr
+    fake_python(tmp_path / "bin", "python3", (3, 11), venv=False)
+    assert "apt-get install python3.11-venv" in find_python(tmp_path / "bin").stderr
+
+
+def test_the_citation_names_the_paper() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["license"] == "Apache-2.0"
+    assert "2509.22230" in str(citation["preferred-citation"]["identifiers"])
+
+
+def test_scripts_are_executable_and_stop_at_the_first_error() -> None:
+    for path in [*ENVS.glob("*.sh"), ROOT / ".ci" / "run"]:
+        assert os.access(path, os.X_OK), path.name
+        assert "\nset -euo pipefail\n" in path.read_text(encoding="utf-8"), path.name
