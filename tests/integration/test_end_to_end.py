@@ -11,6 +11,8 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -146,6 +148,10 @@ def test_traces_killed_in_the_middle_go_on_and_equal_undisturbed_ones(tiny: Pipe
     assert rows_of(prepared.folder) == rows_of(tiny.folder)
 
 
+def is_traces(process: psutil.Process) -> bool:
+    return process.cmdline()[2:4] == ["rsd.cli", "generate-traces"]
+
+
 def test_a_stage_killed_by_the_system_says_so_and_the_next_run_goes_on(prepared: Pipeline) -> None:
     with subprocess.Popen(
         prepared.command("--cores", "1", "traces"),
@@ -156,11 +162,10 @@ def test_a_stage_killed_by_the_system_says_so_and_the_next_run_goes_on(prepared:
         start_new_session=True,
     ) as process:
         wait_for(prepared.folder / RUN / "work" / "generate_traces", "**/*.journal")
-        stages = subprocess.run(
-            ["pgrep", "-g", str(process.pid), "-f", "generate-traces"], capture_output=True, text=True
-        )
-        # The innermost process is the stage; its parent copies what it prints.
-        os.kill(max(map(int, stages.stdout.split())), signal.SIGKILL)
+        jobs = [child for child in psutil.Process(process.pid).children(recursive=True) if is_traces(child)]
+        # A stage's parent copies what it prints; the stage is the one without children of its own kind.
+        (stage,) = [job for job in jobs if not any(map(is_traces, job.children()))]
+        stage.kill()
         output = process.communicate(timeout=120)[0]
     assert process.returncode != 0
     assert "error: killed by signal 9" in output
@@ -172,7 +177,8 @@ def test_a_stage_killed_by_the_system_says_so_and_the_next_run_goes_on(prepared:
 def test_a_damaged_shard_is_found_named_and_made_again_when_removed(copied: Pipeline, damage: str) -> None:
     shard = copied.folder / SHARDS[0]
     whole, before = shard.read_bytes(), rows_of(copied.folder)
-    middle = len(whole) // 2
+    tokens = pq.ParquetFile(shard).metadata.row_group(0).column(2)
+    middle = tokens.data_page_offset + tokens.total_compressed_size // 2
     flipped = whole[:middle] + bytes(byte ^ 0xFF for byte in whole[middle : middle + 8]) + whole[middle + 8 :]
     shard.write_bytes({"cut short": whole[:middle], "flipped": flipped, "empty": b""}[damage])
     output = copied.run("--cores", "2", "traces", ok=False).stdout

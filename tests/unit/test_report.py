@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rsd import config as configuration
-from rsd import figures, notes, report
+from rsd import figures, formatting, notes, report
 from rsd.compare import read_comparison, read_summary, run_compare
 from synthetic_results import PAPER_ACCURACY, PAPER_TASKS, write_samples, write_scores
 
@@ -296,7 +296,7 @@ def test_the_page_shows_every_accuracy_with_its_interval_and_the_papers_value(pa
     text = Reader(page).text
     for row in read_comparison(paper.path / "comparison.csv"):
         if (row.against, row.seed, row.metric) == ("", "all", "accuracy"):
-            assert f"{report.number(row.value)} {report.interval(row.low, row.high)}" in text
+            assert f"{formatting.number(row.value)} {formatting.interval(row.low, row.high)}" in text
     for published in ("paper 2.7", "paper 65.4", "paper 25.95", "paper −20.5 %", "paper +4.9 %"):
         assert published in text
 
@@ -630,23 +630,23 @@ def test_the_page_says_plainly_that_it_is_not_the_papers_experiment(gaps: Folder
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
-        (report.number(12345.678), "12\u202f345.7"),
-        (report.number(-1.25, 2), "−1.25"),
-        (report.number(None), "missing"),
-        (report.interval(-1, 2, sign=True), "−1.0 to +2.0"),
-        (report.interval(None, None), "not determined"),
-        (report.share(1, 8), "12.5\u00a0%"),
-        (report.share(0.25), "25.0\u00a0%"),
-        (report.share(1, 0), "missing"),
-        (report.size(999), "999 B"),
-        (report.size(1_503_300_328), "1.5 GB"),
-        (report.size(0), "0 B"),
-        (report.duration(59.6), "1 min 00 s"),
-        (report.duration(7.2), "7 s"),
-        (report.duration(7325), "2 h 02 min"),
-        (report.day(0), "1970-01-01 00:00 UTC"),
-        (report.given(25.95), "25.95"),
-        (report.given(-20.5, sign=True), "−20.5"),
+        (formatting.number(12345.678), "12\u202f345.7"),
+        (formatting.number(-1.25, 2), "−1.25"),
+        (formatting.number(None), "missing"),
+        (formatting.interval(-1, 2, sign=True), "−1.0 to +2.0"),
+        (formatting.interval(None, None), "not determined"),
+        (formatting.share(1, 8), "12.5\u00a0%"),
+        (formatting.share(0.25), "25.0\u00a0%"),
+        (formatting.share(1, 0), "missing"),
+        (formatting.size(999), "999 B"),
+        (formatting.size(1_503_300_328), "1.5 GB"),
+        (formatting.size(0), "0 B"),
+        (formatting.duration(59.6), "1 min 00 s"),
+        (formatting.duration(7.2), "7 s"),
+        (formatting.duration(7325), "2 h 02 min"),
+        (formatting.day(0), "1970-01-01 00:00 UTC"),
+        (formatting.given(25.95), "25.95"),
+        (formatting.given(-20.5, sign=True), "−20.5"),
     ],
 )
 def test_numbers_are_written_for_people(shown: str, expected: str) -> None:

@@ -220,7 +220,11 @@ def _as_yaml(value: Any) -> str:
 def _settings_value(text: str) -> dict[str, Any]:
     if text.startswith("@"):
         text = Path(text[1:]).read_text(encoding="utf-8")
-    value = yaml.safe_load(text)
+    try:
+        # Not YAML straight away: it reads JSON's 1e-05 as a string.
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = yaml.safe_load(text)
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError("expected a JSON object, or @FILE with one")
     return value

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from rsd.formatting import signed
 from rsd.runtime import atomic_path
 
 P = ParamSpec("P")
@@ -199,12 +200,6 @@ def training_figure(panels: Sequence[Panel]) -> Any:
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
     return figure
-
-
-def signed(value: float, digits: int = 1) -> str:
-    """A number with its sign, with a true minus; zero has none."""
-    text = f"{value:+.{digits}f}"
-    return f"{0:.{digits}f}" if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
 
 
 @styled

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,16 +28,15 @@ from rsd.figures import (
     forest_figure,
     inline_svg,
     save,
-    signed,
     training_figure,
 )
+from rsd.formatting import FILTERS, MISSING, interval, number, share, signed
 from rsd.records import REMEDY
 from rsd.runtime import write_text
 
 LOG = logging.getLogger(__name__)
 
 TEMPLATES = Path(__file__).parent / "templates"
-MISSING = "missing"
 # What a verdict of the comparison reads like; the sign says it without colour.
 VERDICTS = {
     "higher": ("\N{BLACK UP-POINTING TRIANGLE}", "better"),
@@ -637,67 +635,3 @@ def terminal_table(comparison: Path) -> str:
 
 def _aligned(cell: str, widths: Sequence[int], place: int) -> str:
     return cell.ljust(widths[place]) if place == 0 else cell.rjust(widths[place])
-
-
-# --- numbers as text -----------------------------------------------------------------------------------------------
-
-
-def number(value: float | None, digits: int = 1) -> str:
-    """A number with fixed digits and a true minus, thousands apart; `missing` for None."""
-    if value is None:
-        return MISSING
-    return f"{value:,.{digits}f}".replace(",", "\N{NARROW NO-BREAK SPACE}").replace("-", "\N{MINUS SIGN}")
-
-
-def interval(low: float | None, high: float | None, digits: int = 1, sign: bool = False) -> str:
-    """`0.7 to 2.1`; says so where the data do not determine it."""
-    if low is None or high is None:
-        return "not determined"
-    show = signed if sign else number
-    return f"{show(low, digits)} to {show(high, digits)}"
-
-
-def share(part: float | None, whole: float | None = None, digits: int = 1) -> str:
-    """A share in per cent, of a number in [0, 1] or of two counts; `missing` where one is."""
-    if part is None or (whole is not None and whole == 0):
-        return MISSING
-    return f"{number(100 * part / (1 if whole is None else whole), digits)}\N{NO-BREAK SPACE}%"
-
-
-def given(value: float, sign: bool = False) -> str:
-    """A published number with the digits that it was published with."""
-    return f"{value:{'+' if sign else ''}.6g}".replace("-", "\N{MINUS SIGN}")
-
-
-def size(value: float | None) -> str:
-    """Bytes in the largest unit that leaves a number of at least one."""
-    if value is None:
-        return MISSING
-    power = min(4, int(math.log(value, 1000))) if value >= 1 else 0
-    return f"{number(value / 1000**power, 0 if power == 0 else 1)} {['B', 'kB', 'MB', 'GB', 'TB'][power]}"
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds as `12 s`, `3 min 20 s` or `2 h 05 min`."""
-    if seconds is None:
-        return MISSING
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
-def day(unix: float | None) -> str:
-    """A time as `2025-01-31 12:00 UTC`."""
-    return MISSING if unix is None else time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(unix))
-
-
-FILTERS = {
-    "number": number,
-    "signed": lambda value, digits=1: MISSING if value is None else signed(value, digits),
-    "share": share,
-    "given": given,
-    "size": size,
-    "duration": duration,
-    "day": day,
-}

@@ -18,11 +18,15 @@ PLUMBING = (
     "__init__",
     "cli",
     "config",
+    "dequantise",
+    "download",
     "journal",
     "manifest",
+    "package",
     "provenance",
     "records",
     "runtime",
+    "sources",
     "stages",
     "supervise",
 )
@@ -44,7 +48,7 @@ STAGE_MODULES: dict[str, tuple[str, ...]] = {
     "train": ("train", "training_rows", "models"),
     "evaluate": ("evaluate", "lm", "grading", *_DECODER),
     "compare": ("compare", "statistics"),
-    "report": ("report", "compare", "figures", "notes", "statistics"),
+    "report": ("report", "compare", "figures", "formatting", "notes", "statistics"),
     "write_config": (),
 }
 

@@ -41,13 +41,12 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from rsd.manifest import verify_manifest, write_manifest
 from rsd.models import load_model, load_tokenizer
-from rsd.provenance import code_digest, file_digest, settings_digest, stamp
+from rsd.provenance import file_digest, settings_digest, stamp
 from rsd.runtime import choose_device, explain_os_error, set_threads, write_json
+from rsd.stages import stage_code
 from rsd.training_rows import IGNORED, TrainingRows, read_training_rows
 
 LOG = logging.getLogger(__name__)
-# The modules that decide the trained weights.
-MODULES = ("train", "training_rows", "models")
 PROGRESS_SECONDS = 10.0
 # Checkpoints on disk at most: the newest, and the one before it in case that one is damaged.
 KEPT_CHECKPOINTS = 2
@@ -93,7 +92,7 @@ def run_train(
     data = read_training_rows(rows, block_size=settings["block_size"], overlong=settings["overlong"])
     plan = plan_steps(len(data), settings)
     provenance = stamp(settings, {"model": model, "rows": rows}, seed)
-    checkpoints = work / settings_digest([provenance["settings"], code_digest(MODULES)])
+    checkpoints = work / settings_digest([provenance["settings"], stage_code("train")])
     network = load_model(model, "float32", device).requires_grad_(True)
     require_fit(data, network, rows, model)
     # The trainer edits both (cache, special tokens); what is saved must be the base model's.

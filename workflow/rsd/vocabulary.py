@@ -33,7 +33,7 @@ class Alignment:
         return self.pieces[token] if token in self.pieces else [int(self.to_teacher[token])]
 
     def for_student(self, teacher_probabilities: Tensor) -> Tensor:
-        """[batch, teacher vocab] -> [batch, student vocab]; zero where the teacher has no such token. Not renormalised."""
+        """[batch, teacher vocab] -> [batch, student vocab]; zero where the teacher lacks it, not renormalised."""
         taken = teacher_probabilities[:, self.to_teacher.clamp(min=0)]
         return torch.where(self.to_teacher >= 0, taken, torch.zeros_like(taken))
 
