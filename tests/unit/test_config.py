@@ -204,11 +204,18 @@ JSON_TREES = st.recursive(
 MAPPINGS = st.dictionaries(st.sampled_from("abc"), JSON_TREES, max_size=3)
 
 
-@given(MAPPINGS, MAPPINGS, MAPPINGS)
-def test_overlays_merge_the_same_however_they_are_grouped(a: Any, b: Any, d: Any) -> None:
-    assert c.merge(c.merge(a, b), d) == c.merge(a, c.merge(b, d))
-    assert c.merge(a, {}) == a
-    assert c.merge(a, a) == a
+@given(MAPPINGS, MAPPINGS)
+def test_every_value_of_an_overlay_wins_and_every_other_value_stays(below: Any, over: Any) -> None:
+    merged = c.merge(below, over)
+    assert c.merge(below, {}) == below
+    assert c.merge(merged, over) == merged
+    for path, value in leaves(over):
+        node: Any = merged
+        for key in path:
+            node = node[key]
+        # An empty mapping adds nothing to a mapping.
+        assert node == value or value == {}
+    assert merged.keys() == below.keys() | over.keys()
 
 
 # --- every key ------------------------------------------------------------------------------------------------------
