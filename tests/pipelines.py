@@ -36,6 +36,13 @@ def make_stub(folder: Path, tree: Path) -> Path:
     return folder
 
 
+def real_rsd(folder: Path, tree: Path) -> None:
+    """An `rsd` in `folder` that runs the package of `tree`, whatever is installed."""
+    folder.mkdir(parents=True)
+    (folder / "rsd").write_text(f'#!/bin/sh\nPYTHONPATH="{tree}/workflow" exec "{sys.executable}" -m rsd.cli "$@"\n')
+    (folder / "rsd").chmod(0o755)
+
+
 @dataclass
 class Pipeline:
     """A working folder, the tree whose Snakefile runs there, and a stand-in for the stages.
@@ -71,7 +78,7 @@ class Pipeline:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=300,
+            timeout=900,
         )
         assert (result.returncode == 0) == ok, result.stdout[-6000:]
         return result

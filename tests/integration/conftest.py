@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
-from pipelines import POCKET_TINY, Pipeline, copy_tree
-
-
-def real_rsd(folder: Path, tree: Path) -> None:
-    """An `rsd` in `folder` that runs the package of `tree`, whatever is installed."""
-    folder.mkdir(parents=True)
-    (folder / "rsd").write_text(f'#!/bin/sh\nPYTHONPATH="{tree}/workflow" exec "{sys.executable}" -m rsd.cli "$@"\n')
-    (folder / "rsd").chmod(0o755)
+from pipelines import POCKET_TINY, Pipeline, copy_tree, real_rsd
 
 
 def new_pipeline(base: Path, tree: Path) -> Pipeline:

@@ -111,6 +111,38 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"traces": {"direct": {"attempts": 4}}},
         r"traces\.direct\.attempts = 4: a dataset has one trace a problem; write 1",
     ),
+    "not a number": (
+        {"traces": {"rsd": {"threshold": float("nan")}}},
+        r"traces\.rsd\.threshold = nan: expected a finite number; correct it",
+    ),
+    "an infinite number in an arm's training": (
+        {"arms": {"rsd": {"training": {"learning_rate": float("inf")}}}},
+        r"arms\.rsd\.training\.learning_rate = inf: expected a finite number; correct it",
+    ),
+    "a number in a list that is none": (
+        {"run": {"seeds": [0, float("nan")]}},
+        r"run\.seeds\.1 = nan: expected a finite number; correct it",
+    ),
+    "an expression that is none": (
+        {"datasets": {"s1k": {"remove": "("}}},
+        r"datasets\.s1k\.remove = '\(': expected a regular expression \(.+\); correct it",
+    ),
+    "a prefix longer than any trace": (
+        {"traces": {"rsd": {"select": {"prefix_tokens": 7169}}}},
+        r"traces\.rsd\.select\.prefix_tokens = 7169: expected at most traces\.rsd\.max_new_tokens = 7168.*; lower",
+    ),
+    "a published accuracy of an unknown arm": (
+        {"reference": {"accuracy": {"bsae": {}}}},
+        r"reference\.accuracy\.bsae = 'bsae': no such entry in arms; did you mean 'base'\?",
+    ),
+    "a published accuracy at an unknown task": (
+        {"reference": {"accuracy": {"base": {"aime42": 1}}}},
+        r"reference\.accuracy\.base\.aime42 = 'aime42': no such entry in tasks; did you mean 'aime2[45]'\?",
+    ),
+    "a published change of an unknown arm": (
+        {"reference": {"mean_relative_change": {"rds": 1}}},
+        r"reference\.mean_relative_change\.rds = 'rds': no such entry in arms; did you mean 'rsd'\?",
+    ),
     "a prompt without the question": ({"prompts": {"boxed": "Hello"}}, r"prompts\.boxed = 'Hello': "),
     "a source that is none": (
         {"models": {"student": {"source": "Qwen/Qwen3-0.6B"}}},
@@ -216,6 +248,47 @@ def test_every_value_of_an_overlay_wins_and_every_other_value_stays(below: Any, 
         # An empty mapping adds nothing to a mapping.
         assert node == value or value == {}
     assert merged.keys() == below.keys() | over.keys()
+
+
+# --- what runs -----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_uses_the_models_and_datasets_of_its_arms_and_tasks_alone() -> None:
+    config = c.load([PAPER])
+    # The catalogue's order, not the run's.
+    assert c.used_models(config) == ["teacher", "student"]
+    assert c.used_models(config, "student") == ["student"]
+    assert c.used_models(config, "teacher") == ["teacher"]
+    assert c.used_datasets(config) == ["s1k", "aime24", "aime25", "math500", "gpqa_diamond"]
+    small = c.validate(paper(run={"arms": ["base", "direct"], "tasks": ["math500", "aime25"]}))
+    assert c.used_models(small) == ["student"]
+    assert c.used_models(small, "teacher") == []
+    assert c.used_datasets(small) == ["s1k", "aime25", "math500"]
+
+
+def test_a_model_that_is_only_measured_is_used_as_student_and_one_alone_has_no_teacher() -> None:
+    own = {
+        "traces": {"own": {"method": "sample"}},
+        "arms": {"own": {"model": "student", "traces": "own"}, "teacher": {"model": "teacher"}},
+    }
+    alone = c.validate(paper(**own, run={"arms": ["base", "own"]}))
+    assert c.used_models(alone) == ["student"]
+    measured = c.validate(paper(**own, run={"arms": ["base", "teacher"]}))
+    assert c.used_models(measured) == c.used_models(measured, "student") == ["teacher", "student"]
+
+
+def test_a_prefix_longer_than_any_trace_is_no_matter_where_unsolved_problems_are_dropped() -> None:
+    c.validate(paper(traces={"rsd": {"select": {"prefix_tokens": 7169, "unsolved": "drop"}}}))
+
+
+@pytest.mark.parametrize(
+    ("arms", "size"),
+    [(["base", "direct"], 8192), (["base", "direct-full"], 32768), (["base", "direct-full", "direct"], 8192)],
+)
+def test_selection_is_told_the_smallest_block_size_of_the_arms_that_train_on_it(arms: list[str], size: int) -> None:
+    config = c.validate(paper(run={"arms": arms}))
+    assert c.select_settings(config, "direct")["block_size"] == size
+    assert c.select_settings(config, "rsd")["block_size"] == 8192
 
 
 # --- every key ------------------------------------------------------------------------------------------------------
@@ -327,7 +400,7 @@ def test_every_key_decides_something() -> None:
             else:
                 unused[pattern] = ".".join(path)
     # What the rules and the report read from the whole configuration.
-    elsewhere = {"jobs_at_once": "workflow/rules/common.smk", "datasets.*.publishable": "workflow/rsd/report.py"}
+    elsewhere = {"jobs_at_once": "workflow/rules/common.smk"}
     for pattern, file in elsewhere.items():
         assert pattern.rpartition(".")[2] in (ROOT / file).read_text(encoding="utf-8"), f"{file} ignores {pattern}"
     assert {pattern: where for pattern, where in unused.items() if pattern not in used} == {

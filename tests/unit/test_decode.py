@@ -243,6 +243,20 @@ def test_a_teacher_context_that_fills_up_with_pieces_ends_the_lane(pair):
     assert all(0 < len(completion.tokens) < 300 for completion in completions)
 
 
+def test_a_context_longer_than_the_models_positions_is_refused(pair):
+    with pytest.raises(ValueError, match=r"a context of 600 tokens is asked for, but qwen3 was made for 512; lower"):
+        run(pair, requests(1), lanes=2, context=600, new=10)
+
+
+def test_a_cache_that_does_not_fit_says_what_to_lower(pair, monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(torch, "zeros", refuse)
+    with pytest.raises(MemoryError, match=r"no memory for 4 lanes of \d+ tokens \(.* GB .*\); lower lanes"):
+        run(pair, requests(1), lanes=2)
+
+
 def test_no_requests_give_nothing(pair):
     assert run(pair, [], lanes=4) == {}
 

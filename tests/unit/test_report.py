@@ -217,7 +217,7 @@ ANSWERS = {
 def test_the_sentence_gives_verdict_points_relative_change_and_both_intervals() -> None:
     assert report.sentence(entry(), ANSWERS) == (
         "“RSD” did better than “Base”: mean accuracy over 2 tasks 27.2 % against 25.9 %, +1.3 points "
-        "(95 % interval +0.3 to +2.3), +4.9 % relative to “Base” (+1.2 to +8.7)."
+        "(95 % interval for these models +0.3 to +2.3), +4.9 % relative to “Base” (+1.2 to +8.7)."
     )
 
 
@@ -231,7 +231,10 @@ def test_the_sentence_gives_verdict_points_relative_change_and_both_intervals() 
             {"relative_change": {"value": None, "low": None, "high": None}},
             "no relative change, since “Base” solved nothing",
         ),
-        ({"difference_points": {"value": 1.0, "low": None, "high": None}}, "(95 % interval not determined)"),
+        (
+            {"difference_points": {"value": 1.0, "low": None, "high": None}},
+            "(95 % interval for these models not determined)",
+        ),
     ],
 )
 def test_the_sentence_says_when_the_answer_is_another_one(changes: dict[str, Any], part: str) -> None:

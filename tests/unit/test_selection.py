@@ -29,6 +29,7 @@ SETTINGS: dict[str, Any] = {
     "unsolved": "prefix",
     "prefix_tokens": 8,
     "prefix_attempt": "first",
+    "allow_prefixes_only": False,
     "format": FORMAT,
     "student": {"name": "s", "dtype": "float32", "prompt": "<|im_start|>{question}<think>"},
     "block_size": 60,
@@ -201,7 +202,7 @@ WRONG = r"hmmmmmmmm</think>\boxed{3}" + END
 
 
 def test_an_unsolved_problem_gives_the_first_tokens_of_its_first_attempt_without_an_end(tmp_path):
-    run = Run(tmp_path, [[attempt("ab" + WRONG, 1), attempt(WRONG, 0)]])
+    run = Run(tmp_path, [[attempt("ab" + WRONG, 1), attempt(WRONG, 0)]], allow_prefixes_only=True)
     (row,) = run.rows
     assert (row["kind"], row["attempt"]) == ("prefix", 0)
     assert TOKENIZER.decode(row["completion_tokens"]) == WRONG[:8]
@@ -209,14 +210,31 @@ def test_an_unsolved_problem_gives_the_first_tokens_of_its_first_attempt_without
     assert run.summary["problems"] == {"all": 1, "solved": 0, "prefix": 1, "dropped": 0, "without_attempt": {}}
 
 
-def test_an_attempt_shorter_than_the_prefix_gives_all_it_has(tmp_path):
-    (row,) = Run(tmp_path, [[attempt("ab" + END)]]).rows
-    assert TOKENIZER.decode(row["completion_tokens"]) == "ab" + END
+@pytest.mark.parametrize(
+    ("text", "prefix", "whole"),
+    [
+        ("ab" + END, "ab", 1),
+        ("abcdefg" + END, "abcdefg", 1),
+        ("abcdefgh" + END, "abcdefgh", 1),
+        ("abcdefghi" + END, "abcdefgh", 0),
+        ("abcdefgh", "abcdefgh", 1),
+    ],
+)
+def test_a_prefix_never_holds_the_end_of_a_turn_and_whole_attempts_are_counted(tmp_path, text, prefix, whole):
+    run = Run(tmp_path, [[attempt(RIGHT), attempt(text, key="p1")]], count=2)
+    assert TOKENIZER.decode(run.rows[1]["completion_tokens"]) == prefix
+    assert run.summary["prefixes_of_whole_attempts"] == whole
+
+
+def test_an_attempt_that_ends_at_once_gives_no_prefix(tmp_path):
+    rows = [attempt(RIGHT, n) for n in range(2)] + [attempt(END, 0, key="p1"), attempt(WRONG, 1, key="p1")]
+    run = Run(tmp_path, [rows], count=2, prefix_attempt="shortest")
+    assert [row["attempt"] for row in run.rows] == [0, 1]
 
 
 def test_the_prefix_may_come_from_the_shortest_attempt(tmp_path):
     rows = [attempt("ab" + WRONG, 0), attempt(WRONG, 1)]
-    assert Run(tmp_path, [rows], prefix_attempt="shortest").rows[0]["attempt"] == 1
+    assert Run(tmp_path, [rows], prefix_attempt="shortest", allow_prefixes_only=True).rows[0]["attempt"] == 1
 
 
 def test_an_unsolved_problem_is_dropped_by_setting(tmp_path):
@@ -225,11 +243,19 @@ def test_an_unsolved_problem_is_dropped_by_setting(tmp_path):
     assert run.summary["problems"] == {"all": 2, "solved": 1, "prefix": 0, "dropped": 1, "without_attempt": {}}
 
 
-def test_no_row_at_all_is_an_error_that_counts_the_reasons(tmp_path):
+@pytest.mark.parametrize("unsolved", ["prefix", "drop"])
+def test_without_a_single_kept_trace_there_is_an_error_that_counts_the_reasons(tmp_path, unsolved):
     rows = [attempt(WRONG, 0), attempt("hm", 1)]
-    with pytest.raises(ValueError, match=r"no training row.*unfinished 1, wrong_answer 1.*unsolved: prefix"):
-        Run(tmp_path, [rows], unsolved="drop")
+    with pytest.raises(ValueError, match=r"none of 2 attempts at 1 problems.*unfinished 1, wrong_answer 1.*loosen"):
+        Run(tmp_path, [rows], unsolved=unsolved)
     assert not (tmp_path / "rows.parquet").exists()
+
+
+def test_prefixes_alone_are_taken_by_setting_but_no_row_at_all_never(tmp_path):
+    rows = [attempt(WRONG, 0), attempt("hm", 1)]
+    assert [row["kind"] for row in Run(tmp_path / "a", [rows], allow_prefixes_only=True).rows] == ["prefix"]
+    with pytest.raises(ValueError, match=r"none of 2 attempts"):
+        Run(tmp_path / "b", [rows], allow_prefixes_only=True, unsolved="drop")
 
 
 # --- laws -----------------------------------------------------------------------------------------------------------
@@ -253,10 +279,10 @@ KINDS = {
 def test_everything_is_accounted_for_in_any_order_of_reading(tmp_path_factory, kinds, random, pick):
     rows = [attempt(KINDS[kind], n, key=f"p{p}") for p, three in enumerate(kinds) for n, kind in enumerate(three)]
     folder = tmp_path_factory.mktemp("law")
-    run = Run(folder / "a", [rows], count=len(kinds), pick=pick)
+    run = Run(folder / "a", [rows], count=len(kinds), pick=pick, allow_prefixes_only=True)
     random.shuffle(rows)
     cut = random.randint(0, len(rows))
-    turned = Run(folder / "b", [rows[:cut], rows[cut:]], count=len(kinds), pick=pick)
+    turned = Run(folder / "b", [rows[:cut], rows[cut:]], count=len(kinds), pick=pick, allow_prefixes_only=True)
     assert (run.rows, run.verdicts) == (turned.rows, turned.verdicts)
 
     solved = [bool({"right", "longer"} & set(three)) for three in kinds]

@@ -173,5 +173,7 @@ def test_an_incomplete_model_folder_is_refused(tmp_path, missing, message):
 def test_an_end_of_turn_of_several_tokens_is_refused(folders):
     tokenizer = load_tokenizer(folders["student"])
     assert tokenizer.decode([token_id(tokenizer, "<|im_end|>")]) == "<|im_end|>"
-    with pytest.raises(ValueError, match=r"'12' must be a single token of the student.*correct format\.end_of_turn"):
+    with pytest.raises(
+        ValueError, match=r"format\.end_of_turn = '12': expected a single token .* reads it as 2 tokens; correct"
+    ):
         token_id(tokenizer, "12")

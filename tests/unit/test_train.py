@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 
 import rsd.train
 from rsd.manifest import verify_manifest, write_manifest
-from rsd.models import load_model, load_tokenizer
+from rsd.models import load_model, load_tokenizer, vocabulary_digest
 from rsd.records import ROWS, write_table
 from rsd.train import Conductor, EpochOrder, make_trainer, plan_steps, run_train
 from rsd.training_rows import IGNORED, TrainingRows, read_training_rows
@@ -759,3 +759,14 @@ def test_a_folder_that_cannot_be_written_is_named_with_the_remedy(
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(PermissionError, match=r"cannot write .*work.*make its folder writable"):
         run(tmp_path, base, [])
+
+
+def test_rows_made_with_another_tokenizer_are_refused(tmp_path: Path) -> None:
+    model = tiny_model_folder(tmp_path / "model")
+    other = vocabulary_digest(tiny_tokenizer(marks=("<other>", "</other>")))
+    write_table(tmp_path / "rows.parquet", [], ROWS, {"vocabulary": other})
+    with pytest.raises(ValueError, match=r"ids of another vocabulary .*name the trace set's student"):
+        rsd.train.require_vocabulary(tmp_path / "rows.parquet", tiny_tokenizer(), model)
+    same = vocabulary_digest(tiny_tokenizer())
+    write_table(tmp_path / "rows.parquet", [], ROWS, {"vocabulary": same})
+    rsd.train.require_vocabulary(tmp_path / "rows.parquet", tiny_tokenizer(), model)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 import difflib
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,14 @@ def validate(config: Mapping[str, Any]) -> Config:
     """A copy with every default filled.
 
     Raises ValueError listing every problem by key, value, expectation and remedy: unknown keys, wrong types, values
-    out of bounds, names that do not exist, combinations that cannot work.
+    out of bounds or not finite, names that do not exist, combinations that cannot work.
     """
     filled: Config = copy.deepcopy(dict(config))
     schema = load_schema()
-    problems = _schema_problems(schema, filled)
+    # The bounds of the schema let nan through, and an open end lets inf.
+    problems = [
+        f"{key} = {number!r}: expected a finite number; correct it" for key, number in _not_finite(filled)
+    ] or _schema_problems(schema, filled)
     if not problems:
         filled = fill_defaults(schema, filled)
         problems = _reference_problems(filled)
@@ -78,7 +82,7 @@ def fill_defaults(schema: Mapping[str, Any], value: Any, node: Mapping[str, Any]
         elif (default := _default(schema, child)) is not _NO_DEFAULT:
             filled[key] = fill_defaults(schema, copy.deepcopy(default), child)
     others = node.get("additionalProperties")
-    for key in value.keys() - filled.keys():
+    for key in [key for key in value if key not in filled]:
         filled[key] = fill_defaults(schema, value[key], others) if isinstance(others, dict) else value[key]
     return filled
 
@@ -102,6 +106,15 @@ def _default(schema: Mapping[str, Any], node: Mapping[str, Any]) -> Any:
     if node.get("type") == "object" and node.get("properties") and not node.get("required"):
         return {}
     return _NO_DEFAULT
+
+
+def _not_finite(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    """(key, value) of every nan and infinity at any depth."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield key, value
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, child in items:
+        yield from _not_finite(child, f"{key}.{name}".lstrip("."))
 
 
 def _schema_problems(schema: Mapping[str, Any], config: Config) -> list[str]:
@@ -178,6 +191,8 @@ def _reference_problems(config: Config) -> list[str]:
         check(f"profiles.{name}.prompt", profile["prompt"], "prompts")
     for name, task in config["tasks"].items():
         check(f"tasks.{name}.dataset", task["dataset"], "datasets")
+    for name, dataset in config["datasets"].items():
+        problems += _expression_problems(f"datasets.{name}.remove", dataset["remove"])
     for index, name in enumerate(config["run"]["arms"]):
         check(f"run.arms[{index}]", name, "arms")
     for index, name in enumerate(config["run"]["tasks"]):
@@ -193,9 +208,24 @@ def _reference_problems(config: Config) -> list[str]:
         check(f"arms.{name}.model", arm["model"], "models")
         check(f"arms.{name}.traces", arm["traces"], "traces")
         problems += _training_problems(name, arm, config)
+    # A published value under a mistyped name would silently be missing from the tables.
+    for arm, values in config["reference"]["accuracy"].items():
+        check(f"reference.accuracy.{arm}", arm, "arms")
+        for task in values:
+            check(f"reference.accuracy.{arm}.{task}", task, "tasks")
+    for arm in config["reference"]["mean_relative_change"]:
+        check(f"reference.mean_relative_change.{arm}", arm, "arms")
     if config["experiment"] in ("models", "datasets"):
         problems.append(f"experiment = {config['experiment']!r}: this folder of results/ is taken; choose another name")
     return problems
+
+
+def _expression_problems(key: str, pattern: str | None) -> list[str]:
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        return [f"{key} = {pattern!r}: expected a regular expression ({error}); correct it"]
+    return []
 
 
 def _trace_set_problems(name: str, traces: Mapping[str, Any], config: Config, check: Any) -> list[str]:
@@ -205,6 +235,13 @@ def _trace_set_problems(name: str, traces: Mapping[str, Any], config: Config, ch
         problems.append(
             f"{key}.max_new_tokens = {traces['max_new_tokens']}: leaves no room for a prompt in "
             f"{key}.context = {traces['context']} tokens; lower max_new_tokens or raise context"
+        )
+    select = traces["select"]
+    too_long = select["unsolved"] == "prefix" and select["prefix_tokens"] > traces["max_new_tokens"]
+    if traces["method"] != "dataset" and too_long:
+        problems.append(
+            f"{key}.select.prefix_tokens = {select['prefix_tokens']}: expected at most {key}.max_new_tokens = "
+            f"{traces['max_new_tokens']}, the longest trace; lower it"
         )
     check(f"{key}.student", traces["student"], "models")
     if traces["method"] == "rsd":
@@ -260,6 +297,24 @@ def trace_sets(config: Config) -> list[str]:
     """The trace sets that the arms of this run need, in the order of the arms."""
     names = [config["arms"][arm]["traces"] for arm in config["run"]["arms"]]
     return list(dict.fromkeys(name for name in names if name))
+
+
+def used_models(config: Config, side: str | None = None) -> list[str]:
+    """The models that this run needs, in the order of the catalogue.
+
+    `side`: only the students (measured, trained or judging) or only the teachers (proposing); a model can be both.
+    """
+    sets = [config["traces"][name] for name in trace_sets(config)]
+    students = {config["arms"][arm]["model"] for arm in config["run"]["arms"]} | {entry["student"] for entry in sets}
+    teachers = {entry["teacher"] for entry in sets if entry["method"] == "rsd"}
+    names = {None: students | teachers, "student": students, "teacher": teachers}[side]
+    return [name for name in config["models"] if name in names]
+
+
+def used_datasets(config: Config) -> list[str]:
+    """The datasets that this run needs, in the order of the catalogue."""
+    names = {config["problems"]["dataset"]} | {config["tasks"][task]["dataset"] for task in config["run"]["tasks"]}
+    return [name for name in config["datasets"] if name in names]
 
 
 def source_key(config: Config, source: str, files: str = "") -> str:
@@ -347,11 +402,14 @@ def traces_settings(config: Config, name: str) -> Config:
 def select_settings(config: Config, name: str) -> Config:
     """Of select_traces."""
     traces = config["traces"][name]
+    # Decides no row; for the share of rows that are longer. Arms may differ: the smallest of those trained on this set.
+    arms = [arm for arm in config["run"]["arms"] if config["arms"][arm]["traces"] == name]
+    block_sizes = [training_settings(config, arm)["block_size"] for arm in arms]
     return {
         **traces["select"],
         "format": config["format"],
         "student": model_settings(config, traces["student"]),
-        "block_size": config["training"]["block_size"],
+        "block_size": min(block_sizes, default=config["training"]["block_size"]),
         "seed": config["seed"],
     }
 

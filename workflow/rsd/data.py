@@ -1,6 +1,6 @@
 """Datasets become records: training problems, benchmark problems, and a dataset's own traces as attempts.
 
-Dataset folder (JSON Lines, JSON, Parquet or CSV) -> problems.jsonl with its report, or benchmarks/<task>.jsonl;
+Dataset folder (JSON Lines, Parquet or CSV) -> problems.jsonl with its report, or benchmarks/<task>.jsonl;
 problems and a student's tokenizer -> attempts. By hand: `rsd prepare-problems --help`.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import logging
 import re
 import sys
@@ -270,22 +269,13 @@ def _read_file(path: Path, name: str) -> list[dict[str, Any]]:
         match path.suffix:
             case ".jsonl":
                 return read_jsonl(path)
-            case ".json":
-                return _read_json(path)
             case ".parquet":
                 return pq.read_table(path).to_pylist()
             case ".csv":
                 return _read_csv(path)
     except (ValueError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
         raise ValueError(f"{path} cannot be read ({error}); {remedy}") from error
-    raise ValueError(f"{path}: expected .jsonl, .json, .parquet or .csv; correct datasets.{name}.files")
-
-
-def _read_json(path: Path) -> list[dict[str, Any]]:
-    rows = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError("expected a list of objects")
-    return rows
+    raise ValueError(f"{path}: expected .jsonl, .parquet or .csv; correct datasets.{name}.files")
 
 
 def _read_csv(path: Path) -> list[dict[str, Any]]:

@@ -237,7 +237,7 @@ def _translate(pair: _Pair, state: _Lanes, tokens: Tensor, finished: Tensor) -> 
         return
     theirs = pair.alignment.to_teacher[tokens]
     for lane in ((theirs < 0) & ~finished).nonzero().flatten().tolist():
-        pieces = pair.alignment.pieces[int(tokens[lane])]
+        pieces = pair.alignment.read_by_teacher(int(tokens[lane]))
         room = pair.teacher.cache.keys.shape[3] - int(pair.teacher.lengths[lane])
         left = int(state.limit[lane] - state.position[lane])
         if room < len(pieces) + left:

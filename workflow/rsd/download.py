@@ -95,7 +95,8 @@ def _recorded_commit(place: Place) -> str | None:
 def _record_commit(place: Place, repository: str, branch: str, commit: str) -> None:
     write_json(place.output / RESOLVED, {"source": place.source, "commit": commit})
     LOG.warning(
-        '%s: %s is at commit %s, used from now on; to pin it, write `source: "hf://%s@%s"` into the config',
+        '%s: %s is at commit %s, used from now on; to pin it, write `source: "hf://%s@%s"` into the config (best '
+        "before the first long run: a pinned source is another folder and makes what depends on it anew)",
         *(place.key, branch, commit, repository, commit),
     )
 

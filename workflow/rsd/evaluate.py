@@ -60,7 +60,8 @@ def run_evaluate(
     os.environ.setdefault("TQDM_DISABLE", "1")  # no bars in log files; read when tqdm is imported
     verify_manifest(model, deep=False)
     set_threads(threads)
-    with Journal(journal_path(work, model, benchmark, settings)) as journal:
+    path = journal_path(work, model, benchmark, settings)
+    with Journal(path) as journal:
         lm = load_lm(model, settings, journal)
         results = run_harness(lm, benchmark, settings)
         resumed = lm.resumed
@@ -85,6 +86,9 @@ def run_evaluate(
         "provenance": provenance,
     }
     write_json(scores, score)
+    # The samples stay for another grading; those of earlier settings go.
+    for other in set(path.parent.glob("*.jsonl")) - {path}:
+        other.unlink()
     LOG.info(
         "%s: %.2f %% correct (%d problems x %d), %.1f %% cut, %.1f %% without an answer, %.0f tokens a sample",
         *(task, 100 * metrics["avg"], score["n_problems"], score["repeats"]),
@@ -96,7 +100,7 @@ def journal_path(work: Path, model: Path, benchmark: Path, settings: Mapping[str
     """Where finished samples are kept: named by all that decides them, so that no other run's can be taken."""
     decisive = {key: value for key, value in settings.items() if key not in NOT_IN_SAMPLE}
     parts = [decisive, file_digest(model / MANIFEST), file_digest(benchmark), code_digest(SAMPLE_CODE)]
-    return work / f"{settings_digest(parts)}.jsonl"
+    return work / settings["task"] / f"{settings_digest(parts)}.jsonl"
 
 
 def load_lm(model: Path, settings: Mapping[str, Any], journal: Journal | None) -> Any:

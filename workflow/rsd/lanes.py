@@ -10,6 +10,7 @@ their order of summation, and attention is written out in such products. Elsewhe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,10 +31,17 @@ class LaneCache:
     def __init__(self, model: PreTrainedModel, lanes: int, length: int) -> None:
         config = model.config.get_text_config()
         heads = config.num_key_value_heads
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        shape = (config.num_hidden_layers, lanes, heads, length, size)
-        self.keys = torch.zeros(shape, dtype=model.dtype, device=model.device)
-        self.values = torch.zeros_like(self.keys)
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        shape = (config.num_hidden_layers, lanes, heads, length, width)
+        try:
+            self.keys = torch.zeros(shape, dtype=model.dtype, device=model.device)
+            self.values = torch.zeros_like(self.keys)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            size = 2 * math.prod(shape) * model.dtype.itemsize / 1e9
+            raise MemoryError(
+                f"no memory for {lanes} lanes of {length} tokens ({size:.1f} GB of keys and values); lower lanes (of "
+                "the trace set, or evaluation.lanes) or context"
+            ) from error
 
     def aim(self, rows: slice, positions: Tensor, live: int) -> None:
         """The next forward pass writes to `rows` at `positions` [rows, width] and reads the first `live` entries."""
@@ -63,13 +71,20 @@ class ModelLanes:
     def __init__(self, model: PreTrainedModel, lanes: int, length: int) -> None:
         """Takes the model over (its attention implementation changes); `length`: the longest context in tokens.
 
-        Raises ValueError for a model whose attention is not all full.
+        Raises ValueError for a model whose attention is not all full or whose positions end before `length`, and
+        MemoryError where the cache does not fit.
         """
         kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
         if kinds != {"full_attention"}:
             raise ValueError(
                 f"{model.config.model_type}: layers of the kinds {sorted(kinds)} are not supported; "
                 "choose a model in which every layer attends to everything before it"
+            )
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        if positions is not None and length > positions:
+            raise ValueError(
+                f"a context of {length} tokens is asked for, but {model.config.model_type} was made for {positions}; "
+                "lower context (of the trace set, or of the evaluation profile)"
             )
         exact = model.dtype == torch.float32 and model.device.type == "cpu"
         model.set_attn_implementation(LANE_ATTENTION if exact else "sdpa")

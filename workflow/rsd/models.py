@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from rsd.provenance import settings_digest
+
 LOG = logging.getLogger(__name__)
 
 
@@ -44,10 +46,15 @@ def token_id(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
     ids = tokenizer.encode(text, add_special_tokens=False)
     if len(ids) != 1:
         raise ValueError(
-            f"format: {text!r} must be a single token of the student, but its tokenizer reads it as {len(ids)} tokens; "
-            "correct format.end_of_turn, or choose another student"
+            f"format.end_of_turn = {text!r}: expected a single token of the model, but its tokenizer reads it as "
+            f"{len(ids)} tokens; correct format.end_of_turn, or choose another model"
         )
     return ids[0]
+
+
+def vocabulary_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """16 hex digits over which id stands for which token; equal for tokenizers that can read each other's ids."""
+    return settings_digest(tokenizer.get_vocab())
 
 
 def _require(folder: Path, name: str, what: str) -> None:

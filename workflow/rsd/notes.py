@@ -5,11 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-Config = Mapping[str, Any]
+from rsd.config import Config, trace_sets, used_models
 
 # The sources of the paper's experiment, without their revisions (paper, sections on set-up; authors' code).
 PAPER_TEACHER = "hf://simplescaling/s1.1-7B"
@@ -72,17 +70,6 @@ def unlike_paper(config: Config) -> list[str]:
     return found
 
 
-def used_models(config: Config, side: str) -> list[str]:
-    """The models that this run uses as `student` (measured, trained or judging) or `teacher` (proposing)."""
-    arms = [config["arms"][arm] for arm in config["run"]["arms"]]
-    sets = [config["traces"][arm["traces"]] for arm in arms if arm["traces"]]
-    if side == "teacher":
-        names = [entry["teacher"] for entry in sets if entry["method"] == "rsd"]
-    else:
-        names = [arm["model"] for arm in arms] + [entry["student"] for entry in sets]
-    return list(dict.fromkeys(names))
-
-
 def law_text(traces: str, config: Config) -> str | None:
     """The law that a trace set ran, in words; None where it was not made by RSD."""
     entry = config["traces"].get(traces, {})
@@ -127,7 +114,7 @@ def _general_notes(config: Config) -> list[Note]:
 
 def _trace_notes(config: Config) -> list[Note]:
     notes = []
-    for name in _trace_sets(config):
+    for name in trace_sets(config):
         entry = config["traces"][name]
         select = entry["select"]
         if entry["method"] == "rsd":
@@ -204,11 +191,6 @@ def _changed(title: str, found: Config, paper: Config) -> list[Note]:
     """One note that lists the settings which differ from the paper's; none where all are the same."""
     changed = [f"{key} {found[key]} (paper: {value})" for key, value in paper.items() if found[key] != value]
     return [Note(title, "; ".join(changed) + ".")] if changed else []
-
-
-def _trace_sets(config: Config) -> list[str]:
-    names = [config["arms"][arm]["traces"] for arm in config["run"]["arms"]]
-    return list(dict.fromkeys(name for name in names if name))
 
 
 def _source(config: Config, kind: str, name: str) -> str:

@@ -270,7 +270,8 @@ def sentence(entry: Record, answers: Record) -> str:
     """The answer of one comparison, in words, points and per cent.
 
     For example: “SFT on RSD traces” did better than “Untrained student”: mean accuracy over 4 tasks 27.2 % against
-    25.9 %, +1.4 points (95 % interval +0.7 to +2.1), +5.3 % relative to “Untrained student” (+2.7 to +8.1).
+    25.9 %, +1.4 points (95 % interval for these models +0.7 to +2.1), +5.3 % relative to “Untrained student” (+2.7 to
+    +8.1).
     """
     arm, against = (f"“{answers['arms'][entry[key]]['label']}”" for key in ("arm", "against"))
     if entry["verdict"] == "missing":
@@ -282,7 +283,8 @@ def sentence(entry: Record, answers: Record) -> str:
     }[entry["verdict"]]
     what = "accuracy" if len(answers["tasks"]) == 1 else f"mean accuracy over {len(answers['tasks'])} tasks"
     points, change = entry["difference_points"], entry["relative_change"]
-    confidence = f"{100 * answers['confidence']:g} % interval"
+    # What another training seed would give is said beside it (seed_sentence), not in the interval.
+    confidence = f"{100 * answers['confidence']:g} % interval for these models"
     text = (
         f"{claim}: {what} {number(entry['accuracy'])} % against {number(entry['accuracy_against'])} %, "
         f"{signed(points['value'])} points ({confidence} {interval(points['low'], points['high'], sign=True)})"

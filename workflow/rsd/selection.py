@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rsd.grading import grade, is_gradable
-from rsd.models import load_tokenizer
+from rsd.models import load_tokenizer, vocabulary_digest
 from rsd.prompts import count_think_close, encode_prompt, extract_answer
 from rsd.provenance import stamp
 from rsd.records import ATTEMPTS, REMEDY, ROWS, VERDICTS, read_jsonl, read_provenance, write_table
@@ -72,7 +72,7 @@ def run_select_traces(
     """Writes `verdicts` (VERDICTS), `rows` (ROWS, in the order of the problems) and `summary` (JSON).
 
     `settings` is `config.select_settings`. Raises ValueError for a corrupted or incomplete shard, for an attempt that
-    comes twice or belongs to no problem, and where no row results at all.
+    comes twice or belongs to no problem, and where no trace is kept (with `allow_prefixes_only`: no row results).
     """
     records = {record["id"]: record for record in read_jsonl(problems)}
     if not records:
@@ -83,11 +83,11 @@ def run_select_traces(
     settle(judged, tallies, settings["pick"])
     chosen = choose(records, tallies, settings)
     reasons = Counter(verdict["reason"] for verdict in judged)
-    if not chosen:
+    if not chosen or not (settings["allow_prefixes_only"] or any(row["kind"] == "trace" for row in chosen)):
         raise ValueError(
-            f"no training row: none of {len(judged)} attempts at {len(records)} problems was kept "
-            f"({_listing(reasons)}) and unsolved = {settings['unsolved']!r}; loosen the rules in "
-            "traces.<name>.select, or set unsolved: prefix there"
+            f"no trace to train on: none of {len(judged)} attempts at {len(records)} problems was kept "
+            f"({_listing(reasons)}); check models, prompts and format, loosen the rules in traces.<name>.select, or "
+            "set allow_prefixes_only: true and unsolved: prefix there to train on beginnings of attempts alone"
         )
     if not any(row["kind"] == "trace" for row in chosen):
         LOG.warning("no attempt was kept; all %d rows are prefixes (%s)", len(chosen), _listing(reasons))
@@ -106,7 +106,7 @@ def run_select_traces(
         "provenance": provenance,
     }
     write_table(verdicts, judged, VERDICTS, provenance)
-    write_table(rows, chosen, ROWS, provenance)
+    write_table(rows, chosen, ROWS, {**provenance, "vocabulary": vocabulary_digest(tokenizer)})
     write_json(summary, report)
     LOG.info("%d rows; attempts: %s", len(chosen), _listing(reasons))
 
@@ -199,14 +199,22 @@ def _count(tally: Tally, attempt: Mapping[str, Any], *, kept: bool, settings: Ma
     """Adds one attempt, keeping its tokens where it is the best so far."""
     number, tokens = attempt["attempt"], attempt["tokens"]
     tally.attempts.add(number)
+    without_end = _without_end(len(tokens), attempt["finish"])
+    if not kept and not without_end:
+        return  # nothing to begin with
     place = "kept" if kept else "prefix"
     pick = settings["pick" if kept else "prefix_attempt"]
     order = rank(pick, number, len(tokens), settings["seed"], attempt["problem_id"])
     best: Candidate | None = getattr(tally, place)
     if best is None or order < best.rank:
         # A prefix needs no more than its own tokens. Copies: a view would hold the whole batch.
-        wanted = tokens.copy() if kept else tokens[: settings["prefix_tokens"]].copy()
-        setattr(tally, place, Candidate(order, number, wanted))
+        wanted = tokens if kept else tokens[: min(settings["prefix_tokens"], without_end)]
+        setattr(tally, place, Candidate(order, number, wanted.copy()))
+
+
+def _without_end(n_tokens: int, finish: str) -> int:
+    """An attempt's length without the end of turn, which is its last token exactly where it finished by it."""
+    return n_tokens - (finish == "end_of_turn")
 
 
 def check_complete(
@@ -243,7 +251,8 @@ def choose(
 ) -> list[dict[str, Any]]:
     """The ROWS, prompt_tokens still missing: a kept trace, else by setting the first tokens of an attempt, or nothing.
 
-    A prefix gets no end of turn, for it is no whole turn; an attempt shorter than the prefix gives all it has.
+    A prefix holds no end of turn, or a short wrong answer would be taught as a whole turn; an attempt shorter than
+    the prefix gives all before its end.
     """
     rows = []
     for key in records:
@@ -318,6 +327,8 @@ def summarise(
     kinds = Counter(row["kind"] for row in rows)
     kept = [verdict for verdict in judged if verdict["kept"]]
     total = [len(row["prompt_tokens"]) + len(row["completion_tokens"]) for row in rows]
+    without_end = {(v["problem_id"], v["attempt"]): _without_end(v["n_tokens"], v["finish"]) for v in judged}
+    prefixes = [row for row in rows if row["kind"] == "prefix"]
     tokens = sum(verdict["n_tokens"] for verdict in judged)
     fallback = sum(verdict["fallback_rate"] * verdict["n_tokens"] for verdict in judged)
     kept_tokens = sum(verdict["n_tokens"] for verdict in kept)
@@ -330,6 +341,10 @@ def summarise(
             "dropped": len(records) - len(rows),
             "without_attempt": dict(Counter(skipped.values())),
         },
+        # Prefixes that reach the last token of an attempt which some rule rejected.
+        "prefixes_of_whole_attempts": sum(
+            len(row["completion_tokens"]) == without_end[row["problem_id"], row["attempt"]] for row in prefixes
+        ),
         "solved_share": kinds["trace"] / len(records),
         "attempts": len(judged),
         "reasons": dict(sorted(Counter(verdict["reason"] for verdict in judged).items())),
@@ -341,7 +356,7 @@ def summarise(
             "rows": quantiles(total),
         },
         "block_size": block_size,
-        # Rows that training with this block size cuts or drops.
+        # Rows longer than the smallest block size of the arms trained on them; training.json counts each arm's own.
         "over_block_share": _share(sum(length > block_size for length in total), len(rows)),
         # Traces, not prefixes, that stop in the middle already.
         "kept_unfinished_share": _share(sum(verdict["finish"] != "end_of_turn" for verdict in kept), len(kept)),

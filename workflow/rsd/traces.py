@@ -57,7 +57,9 @@ def run_generate_traces(
     records = records[shard :: settings["shards"]]
     inputs = {"problems": problems, "student": student} | ({"teacher": teacher} if teacher else {})
     provenance = stamp(settings, inputs, settings["seed"])
-    identity = [provenance["settings"], shard, stage_code("generate_traces")]
+    # An attempt does not depend on the lanes beside it, nor should lowering them for want of memory cost what is done.
+    decides = {key: value for key, value in settings.items() if key not in ("lanes", "device")}
+    identity = [decides, provenance["settings"]["inputs"], shard, stage_code("generate_traces")]
     jobs = [(record, attempt) for record in records for attempt in range(settings["attempts"])]
     journal_path = work / f"shard-{shard:03d}-{settings_digest(identity)}.journal"
     with Journal(journal_path) as journal:
@@ -75,7 +77,9 @@ def run_generate_traces(
             done = journal.load()
     rows = [{"problem_id": record["id"], "attempt": n, **_unpack(done[_key(record, n)])} for record, n in jobs]
     write_table(output, rows, ATTEMPTS, provenance)
-    journal_path.unlink()
+    # Those of earlier settings go with it.
+    for path in work.glob(f"shard-{shard:03d}-*.journal"):
+        path.unlink()
 
 
 class _Generator:

@@ -40,8 +40,9 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from rsd.manifest import verify_manifest, write_manifest
-from rsd.models import load_model, load_tokenizer
+from rsd.models import load_model, load_tokenizer, vocabulary_digest
 from rsd.provenance import file_digest, settings_digest, stamp
+from rsd.records import read_provenance
 from rsd.runtime import choose_device, explain_os_error, set_threads, write_json
 from rsd.stages import stage_code
 from rsd.training_rows import IGNORED, TrainingRows, read_training_rows
@@ -94,12 +95,14 @@ def run_train(
     provenance = stamp(settings, {"model": model, "rows": rows}, seed)
     checkpoints = work / settings_digest([provenance["settings"], stage_code("train")])
     network = load_model(model, "float32", device).requires_grad_(True)
+    tokenizer = load_tokenizer(model)
     require_fit(data, network, rows, model)
+    require_vocabulary(rows, tokenizer, model)
     # The trainer edits both (cache, special tokens); what is saved must be the base model's.
     configs = copy.deepcopy((network.config, network.generation_config))
     _require_disk_space(network, plan, settings, checkpoints, output)
 
-    trainer = make_trainer(network, data, plan, settings, seed, device, load_tokenizer(model), checkpoints)
+    trainer = make_trainer(network, data, plan, settings, seed, device, tokenizer, checkpoints)
     require_labels(trainer, data)
     resumed = newest_checkpoint(checkpoints)
     _announce(data, plan, trainer, settings, device, resumed)
@@ -458,6 +461,19 @@ def require_fit(data: TrainingRows, network: PreTrainedModel, rows: Path, model:
         raise ValueError(
             f"{rows} holds a row of {data.counts['longest']} tokens, but {model} reads at most {context}; lower "
             f"training.block_size to {context}"
+        )
+
+
+def require_vocabulary(rows: Path, tokenizer: Any, model: Path) -> None:
+    """ValueError where the rows' ids are another tokenizer's: they would be read as other words.
+
+    Rows that say nothing of their vocabulary (written by hand) are taken as they are.
+    """
+    theirs = read_provenance(rows).get("vocabulary")
+    if theirs is not None and theirs != vocabulary_digest(tokenizer):
+        raise ValueError(
+            f"{rows} holds token ids of another vocabulary than that of {model}; name the trace set's student as the "
+            "arm's model, or make traces with this model as the student"
         )
 
 

@@ -68,6 +68,12 @@ def align(
     for token, index in mine.items():
         to_teacher[index] = theirs.get(token, -1)
     pieces = {mine[token]: teacher.encode(student.decode([mine[token]]), add_special_tokens=False) for token in missing}
+    unreadable = [token for token in missing if not pieces[mine[token]]]
+    if unreadable:
+        raise ValueError(
+            f"the vocabularies cannot be aligned: the teacher cannot read the student's token {unreadable[0]!r}; "
+            "choose a teacher and a student with one vocabulary"
+        )
     return Alignment(to_teacher, pieces)
 
 

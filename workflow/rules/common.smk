@@ -76,21 +76,6 @@ def keys(kind, made=None):
     return found
 
 
-def used_models():
-    """The models that this run needs, in the order of the catalogue."""
-    names = {config["arms"][arm]["model"] for arm in config["run"]["arms"]}
-    for traces in settings_of.trace_sets(config):
-        names.add(config["traces"][traces]["student"])
-        names |= {config["traces"][traces]["teacher"]} if config["traces"][traces]["method"] == "rsd" else set()
-    return [name for name in config["models"] if name in names]
-
-
-def used_datasets():
-    """The datasets that this run needs, in the order of the catalogue."""
-    names = {config["problems"]["dataset"]} | {config["tasks"][task]["dataset"] for task in config["run"]["tasks"]}
-    return [name for name in config["datasets"] if name in names]
-
-
 def trained():
     """`arm-seedK` of every model that this run trains."""
     arms = [arm for arm in config["run"]["arms"] if config["arms"][arm]["traces"]]
@@ -122,8 +107,8 @@ def dataset_manifest(name):
 
 def manifests():
     """kind/name -> manifest of everything that this run takes from outside."""
-    models = {f"models/{name}": model_manifest(name) for name in used_models()}
-    return models | {f"datasets/{name}": dataset_manifest(name) for name in used_datasets()}
+    models = {f"models/{name}": model_manifest(name) for name in settings_of.used_models(config)}
+    return models | {f"datasets/{name}": dataset_manifest(name) for name in settings_of.used_datasets(config)}
 
 
 def teacher_manifest(wildcards):
@@ -154,6 +139,14 @@ def work(stage, name=""):
 def as_json(settings):
     """A slice of the configuration as the text that its job gets."""
     return json.dumps(settings, sort_keys=True)
+
+
+def deciding(settings):
+    """The part of a slice that decides the result: lanes and device only decide how fast it comes.
+
+    Jobs get their whole slice as a function of `output`, which Snakemake does not compare with the last run, and this.
+    """
+    return as_json({key: value for key, value in settings.items() if key not in ("lanes", "device")})
 
 
 def named(flag, names, paths):

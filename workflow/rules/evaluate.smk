@@ -28,7 +28,10 @@ rule evaluate:
     resources:
         **needs("evaluate"),
     params:
-        settings=lambda wildcards: as_json(settings_of.evaluation_settings(config, wildcards.arm, wildcards.task)),
+        settings=lambda wildcards, output: as_json(
+            settings_of.evaluation_settings(config, wildcards.arm, wildcards.task)
+        ),
+        decides=lambda wildcards: deciding(settings_of.evaluation_settings(config, wildcards.arm, wildcards.task)),
         code=lambda wildcards: stage_code("evaluate", wildcards.task),
         model=subpath(input.model, parent=True),
         work=work("evaluate", "{arm}-seed{seed}"),

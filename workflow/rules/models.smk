@@ -87,7 +87,8 @@ rule make_pocket_model:
         ),
         code=stage_code("make_pocket_model"),
         folder=subpath(output.manifest, parent=True),
-        work=work("make_pocket_model", "{model}"),
+        # Of no experiment, since the result is of none.
+        work="results/work/make_pocket_model/{model}",
     shell:
         "rsd make-pocket-model --settings {params.settings:q} --threads {threads}"
         " --output {params.folder:q} --work {params.work:q} --log {log:q}"
@@ -114,7 +115,8 @@ rule make_pocket_dataset:
         ),
         code=stage_code("make_pocket_dataset"),
         folder=subpath(output.manifest, parent=True),
-        work=work("make_pocket_dataset", "{dataset}"),
+        # Of no experiment, since the result is of none.
+        work="results/work/make_pocket_dataset/{dataset}",
     shell:
         "rsd make-pocket-dataset --settings {params.settings:q} --threads {threads}"
         " --output {params.folder:q} --work {params.work:q} --log {log:q}"

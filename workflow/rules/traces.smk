@@ -30,7 +30,8 @@ rule generate_traces:
     resources:
         **needs("generate_traces"),
     params:
-        settings=lambda wildcards: as_json(settings_of.traces_settings(config, wildcards.traces)),
+        settings=lambda wildcards, output: as_json(settings_of.traces_settings(config, wildcards.traces)),
+        decides=lambda wildcards: deciding(settings_of.traces_settings(config, wildcards.traces)),
         code=stage_code("generate_traces"),
         student=subpath(input.student, parent=True),
         teacher=lambda wildcards, input: ["--teacher", os.path.dirname(input.teacher)] if input.teacher else [],

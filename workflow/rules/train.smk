@@ -7,7 +7,7 @@ manifest.json, and training.json (loss curve, counts).
 
 rule models:
     input:
-        [model_manifest(name) for name in used_models()],
+        [model_manifest(name) for name in settings_of.used_models(config)],
         collect("<experiment>/trained/{model}/manifest.json", model=trained()),
 
 
@@ -29,7 +29,8 @@ rule train:
     resources:
         **needs("train"),
     params:
-        settings=lambda wildcards: as_json(settings_of.training_settings(config, wildcards.arm)),
+        settings=lambda wildcards, output: as_json(settings_of.training_settings(config, wildcards.arm)),
+        decides=lambda wildcards: deciding(settings_of.training_settings(config, wildcards.arm)),
         code=stage_code("train"),
         model=subpath(input.model, parent=True),
         folder=subpath(output.manifest, parent=True),
