@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -55,6 +57,25 @@ def test_a_flipped_byte_never_yields_a_changed_item(tmp_path_factory, position, 
     loaded = Journal(path).load()
     assert len(loaded) < 4
     assert all(items[key] == item for key, item in loaded.items())
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_a_full_disk_is_said_with_the_remedy(tmp_path):
+    (tmp_path / "j").symlink_to("/dev/full")
+    with (
+        pytest.raises(OSError, match=r"no space left while writing .*j; free some space"),
+        Journal(tmp_path / "j") as j,
+    ):
+        j.append("a", {"x": 1})
+
+
+def test_a_failure_inside_is_not_hidden_by_the_journals_own(tmp_path, monkeypatch):
+    def fail(_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(KeyError, match="mine"), Journal(tmp_path / "j"):
+        raise KeyError("mine")
 
 
 def test_a_damaged_tail_is_announced(tmp_path, caplog):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -100,6 +101,25 @@ def test_a_read_only_folder_is_said_with_the_remedy(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(PermissionError, match=r"cannot write .*; make its folder writable"):
         runtime.write_text(tmp_path / "x", "y")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_folder_of_somebody_elses_is_said_with_the_remedy(tmp_path):
+    """As root, in a child that gives its rights up once everything is imported."""
+    tmp_path.chmod(0o755)
+    child = os.fork()
+    if child == 0:
+        try:
+            os.chdir(tmp_path)
+            os.setgid(65534)
+            os.setuid(65534)
+            runtime.write_text(Path("x"), "y")
+            os._exit(1)
+        except PermissionError as error:
+            os._exit(0 if "cannot write x; make its folder writable" in str(error) else 2)
+        finally:
+            os._exit(3)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_a_refused_permission_is_said_with_the_remedy(tmp_path, monkeypatch):

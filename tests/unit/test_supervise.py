@@ -65,6 +65,36 @@ def test_a_killed_stage_leaves_a_last_line_that_says_so(tmp_path):
     assert "run the same command again" in log.splitlines()[-1]
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_a_full_disk_under_the_log_hides_nothing_from_the_terminal(tmp_path):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "x.log").symlink_to("/dev/full")
+    process = supervise(tmp_path, "print('one'); print('two'); raise OSError(28, 'no space left while writing rows')")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    lines = err.decode().splitlines()
+    assert lines[0] == "one"
+    assert "two" in lines
+    assert sum("the log is incomplete: [Errno 28] no space left" in line for line in lines) == 1
+    assert lines[-1].startswith("error: [Errno 28] no space left while writing rows")
+
+
+def test_a_log_that_cannot_be_opened_is_said_before_the_stage_starts(tmp_path):
+    (tmp_path / "logs").write_text("a file, no folder")
+    process = supervise(tmp_path, "print('started'); return 0")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err.decode().startswith("error: ")
+    assert "started" not in err.decode()
+
+
+def test_a_closed_terminal_does_not_stop_the_stage(tmp_path):
+    process = supervise(tmp_path, "time.sleep(0.5); print('one'); time.sleep(0.2); print('two'); return 0")
+    process.stderr.close()
+    assert process.wait(timeout=60) == 0
+    assert (tmp_path / "logs" / "x.log").read_text().split() == ["one", "two"]
+
+
 def test_ctrl_c_stops_the_stage_and_says_how_to_go_on(tmp_path):
     process = supervise(tmp_path, "print('up'); time.sleep(60); return 0", start_new_session=True)
     wait_for(tmp_path, "up")

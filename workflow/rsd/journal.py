@@ -5,11 +5,13 @@ One line an item: a checksum, then JSON. A tail that was cut or damaged is dropp
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,16 +30,18 @@ class Journal:
         self._synced = 0.0
 
     def __enter__(self) -> Journal:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path, "ab")
+        with _explained(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # Unbuffered: what a failed write left behind must not be written again when the file is closed.
+            self._file = open(self.path, "ab", buffering=0)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with self._file, _explained(self.path):
+            if kind is None:
+                os.fsync(self._file.fileno())
 
     def load(self) -> dict[str, dict[str, Any]]:
         """Everything that was appended, by key; a damaged tail is cut off the file."""
@@ -61,14 +65,21 @@ class Journal:
     def append(self, key: str, item: dict[str, Any]) -> None:
         """Adds an item; it survives the death of the process at once, that of the machine within seconds."""
         payload = json.dumps({"key": key, "item": item}, separators=(",", ":")).encode()
-        try:
-            self._file.write(b"%08x %s\n" % (zlib.crc32(payload), payload))
-            self._file.flush()
+        line = b"%08x %s\n" % (zlib.crc32(payload), payload)
+        with _explained(self.path):
+            while line:
+                line = line[self._file.write(line) :]
             if time.monotonic() - self._synced > SYNC_SECONDS:
                 os.fsync(self._file.fileno())
                 self._synced = time.monotonic()
-        except OSError as error:
-            raise explain_os_error(error, self.path) from error
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise explain_os_error(error, path) from error
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

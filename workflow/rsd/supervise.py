@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from rsd.runtime import explain_os_error
+
 GO_ON = "run the same command again to go on"
 
 
@@ -22,7 +24,12 @@ def supervised(log: Path, stage: Callable[[], int]) -> int:
     SIGTERM and Ctrl-C reach the child, which ends by its own handlers. A child killed by a signal leaves a last line
     that says so, and gives 128 + the signal's number.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    except OSError as error:
+        print(f"error: {explain_os_error(error, log)}", file=sys.stderr)
+        return 1
     reader, writer = os.pipe()
     # What is still buffered here would be written by both processes.
     sys.stdout.flush()
@@ -35,24 +42,38 @@ def supervised(log: Path, stage: Callable[[], int]) -> int:
     # Ctrl-C goes to the whole process group: the child says its last words, the parent copies them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, _: os.kill(child, number))
-    with open(log, "wb", buffering=0) as file:
-        _copy(reader, file.fileno())
-        _, status = os.waitpid(child, 0)
-        if not os.WIFSIGNALED(status):
-            return os.WEXITSTATUS(status)
+    tee = _Tee(log, file)
+    while block := os.read(reader, 1 << 16):
+        tee.write(block)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         hint = " (often: out of memory)" if number == signal.SIGKILL else ""
-        last = f"error: killed by signal {number}{hint}; {GO_ON}\n".encode()
-        os.write(file.fileno(), last)
-        os.write(2, last)
+        tee.write(f"error: killed by signal {number}{hint}; {GO_ON}\n".encode())
         return 128 + number
+    return os.WEXITSTATUS(status)
 
 
-def _copy(reader: int, file: int) -> None:
-    while block := os.read(reader, 1 << 16):
-        os.write(file, block)
-        os.write(2, block)
-    os.close(reader)
+class _Tee:
+    """The terminal first, then the log. Neither's failure may stop the stage or hide what it says from the other."""
+
+    def __init__(self, log: Path, file: int) -> None:
+        self.log = log
+        self.targets = {"terminal": 2, "log": file}
+
+    def write(self, block: bytes) -> None:
+        for name, target in list(self.targets.items()):
+            try:
+                _write_all(target, block)
+            except OSError as error:
+                del self.targets[name]
+                if name == "log":
+                    self.write(f"warning: the log is incomplete: {explain_os_error(error, self.log)}\n".encode())
+
+
+def _write_all(target: int, block: bytes) -> None:
+    while block:
+        block = block[os.write(target, block) :]
 
 
 def _run_child(writer: int, stage: Callable[[], int]) -> None:
