@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import logging
 import os
+import resource
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rsd import journal as module
 from rsd.journal import Journal
 
 
@@ -84,3 +88,78 @@ def test_a_damaged_tail_is_announced(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         Journal(tmp_path / "j").load()
     assert "dropped a damaged tail" in caplog.text
+
+
+def refuse_space(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def refuse_permission(*_, **__):
+    raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def test_a_line_that_did_not_fit_leaves_no_half_of_it(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Journal(tmp_path / "j") as journal:
+        journal.append("a", {})
+        whole = (tmp_path / "j").read_bytes()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 20, hard))
+        try:
+            with pytest.raises(OSError, match="too large"):
+                journal.append("b", {"text": "x" * 1000})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert (tmp_path / "j").read_bytes() == whole
+        journal.append("c", {})
+    assert list(Journal(tmp_path / "j").load()) == ["a", "c"]
+
+
+def test_short_writes_are_gone_on_with(tmp_path, monkeypatch):
+    class Sip(io.FileIO):
+        def write(self, data):
+            return super().write(bytes(data)[:3])
+
+    monkeypatch.setattr(module, "open", lambda path, *_, **__: Sip(path, "a"), raising=False)
+    content = written(tmp_path / "j", {"a": {"text": "long enough"}})
+    monkeypatch.undo()
+    assert Journal(tmp_path / "j").load() == {"a": {"text": "long enough"}}
+    assert content.count(b"\n") == 1
+
+
+def test_a_full_disk_found_by_the_last_sync_is_said_with_the_remedy(tmp_path, monkeypatch):
+    with pytest.raises(OSError, match="no space left while writing"), Journal(tmp_path / "j"):
+        monkeypatch.setattr(os, "fsync", refuse_space)
+
+
+def test_an_item_that_could_not_be_synced_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", refuse_space)
+    with pytest.raises(OSError, match="no space left while writing"), Journal(tmp_path / "j") as journal:
+        journal.append("a", {})
+    assert (tmp_path / "j").read_bytes() == b""
+
+
+def test_a_journal_that_may_not_be_written_is_said_with_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "open", refuse_permission, raising=False)
+    with pytest.raises(PermissionError, match=r"cannot write .*j; make its folder writable"), Journal(tmp_path / "j"):
+        pass
+
+
+def test_a_journal_that_may_not_be_read_is_said_with_the_remedy(tmp_path, monkeypatch):
+    written(tmp_path / "j", {"a": {}})
+    monkeypatch.setattr(module, "open", refuse_permission, raising=False)
+    with pytest.raises(PermissionError, match=r"cannot read .*j; make it readable and writable, or delete it"):
+        Journal(tmp_path / "j").load()
+
+
+def test_a_failing_close_hides_no_failure_inside_and_is_explained_alone(tmp_path, monkeypatch):
+    class Unclosable(io.FileIO):
+        def close(self):
+            if not self.closed:
+                super().close()
+                refuse_space()
+
+    monkeypatch.setattr(module, "open", lambda path, *_, **__: Unclosable(path, "a"), raising=False)
+    with pytest.raises(KeyError, match="mine"), Journal(tmp_path / "j"):
+        raise KeyError("mine")
+    with pytest.raises(OSError, match="no space left while writing"), Journal(tmp_path / "j"):
+        pass

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -96,30 +99,54 @@ def test_a_real_full_disk_is_said_too(tmp_path):
         file.write("x" * 100_000)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_read_only_folder_is_said_with_the_remedy(tmp_path):
-    tmp_path.chmod(0o500)
-    with pytest.raises(PermissionError, match=r"cannot write .*; make its folder writable"):
-        runtime.write_text(tmp_path / "x", "y")
+NOBODY = 65534
+# Imports first: the interpreter's folders may be closed to that user.
+WRITE_AS_NOBODY = f"""
+import os, sys
+from pathlib import Path
+from rsd import runtime
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setgid({NOBODY})
+    os.setuid({NOBODY})
+for path in sys.argv[1:]:
+    try:
+        runtime.write_text(Path(path), "y")
+        print("written")
+    except PermissionError as error:
+        print(error)
+"""
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_a_folder_of_somebody_elses_is_said_with_the_remedy(tmp_path):
-    """As root, in a child that gives its rights up once everything is imported."""
-    tmp_path.chmod(0o755)
-    child = os.fork()
-    if child == 0:
-        try:
-            os.chdir(tmp_path)
-            os.setgid(65534)
-            os.setuid(65534)
-            runtime.write_text(Path("x"), "y")
-            os._exit(1)
-        except PermissionError as error:
-            os._exit(0 if "cannot write x; make its folder writable" in str(error) else 2)
-        finally:
-            os._exit(3)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+@pytest.fixture
+def folder_of_nobody():
+    """A folder that the user of WRITE_AS_NOBODY owns and can reach (tmp_path is closed to all but its maker)."""
+    with tempfile.TemporaryDirectory() as name:
+        if os.geteuid() == 0:
+            try:
+                os.chown(name, NOBODY, NOBODY)
+            except OSError as error:
+                pytest.skip(f"this root cannot hand a folder to another user: {error}")
+        yield Path(name)
+        os.chmod(name, 0o700)
+
+
+def write_as_nobody(*paths) -> list[str]:
+    """What the user is told about each path; root, who may write everywhere, becomes another one for that."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", WRITE_AS_NOBODY, *map(str, paths)]
+    return subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True).stdout.splitlines()
+
+
+def test_a_read_only_folder_is_said_with_the_remedy(folder_of_nobody):
+    target = folder_of_nobody / "x"
+    # The control: only the mode refuses it.
+    assert write_as_nobody(target) == ["written"]
+    target.unlink()
+    folder_of_nobody.chmod(0o500)
+    (message,) = write_as_nobody(target)
+    assert f"cannot write {target}; make its folder writable" in message
+    assert list(folder_of_nobody.iterdir()) == []
 
 
 def test_a_refused_permission_is_said_with_the_remedy(tmp_path, monkeypatch):

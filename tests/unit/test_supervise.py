@@ -29,10 +29,8 @@ def supervise(tmp_path, body: str, **options) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.Popen(
         [sys.executable, script, tmp_path / "logs" / "x.log"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
         env=environment,
-        **options,
+        **({"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options),
     )
 
 
@@ -93,6 +91,20 @@ def test_a_closed_terminal_does_not_stop_the_stage(tmp_path):
     process.stderr.close()
     assert process.wait(timeout=60) == 0
     assert (tmp_path / "logs" / "x.log").read_text().split() == ["one", "two"]
+
+
+def test_a_slow_terminal_that_does_not_block_gets_every_byte(tmp_path):
+    """Some programs hand their children a non-blocking stderr."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    body = "print('x' * 300_000); return 0"
+    process = supervise(tmp_path, body, stderr=writer)
+    os.close(writer)
+    time.sleep(1)
+    with open(reader) as terminal:
+        assert terminal.read() == "x" * 300_000 + "\n"
+    assert process.wait(timeout=60) == 0
+    assert (tmp_path / "logs" / "x.log").read_text() == "x" * 300_000 + "\n"
 
 
 def test_ctrl_c_stops_the_stage_and_says_how_to_go_on(tmp_path):

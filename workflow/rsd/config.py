@@ -122,43 +122,43 @@ def _schema_problems(schema: Mapping[str, Any], config: Config) -> list[str]:
     errors = sorted(
         validator.iter_errors(config), key=lambda error: (list(map(str, error.absolute_path)), error.message)
     )
-    return [line for error in errors for line in _explain(schema, error)]
+    return [line for error in errors for line in _explain(error)]
 
 
-def _explain(schema: Mapping[str, Any], error: jsonschema.ValidationError) -> list[str]:
+def _explain(error: jsonschema.ValidationError) -> list[str]:
     """One line a mistake: the key, its value, what was expected, what to do."""
     path = [str(part) for part in error.absolute_path]
     key = ".".join(path) or "(top level)"
-    description = error.schema.get("description", "") if isinstance(error.schema, dict) else ""
+    # Typed as anything by jsonschema, since a schema may be a bare true or false; ours never is.
+    node: Any = error.schema
+    found: Any = error.instance
+    wanted: Any = error.validator_value
+    description = node.get("description", "")
     hint = f" ({' '.join(description.split())})" if description else ""
     match error.validator:
         case "additionalProperties":
-            known = list(error.schema.get("properties", {}))
-            unknown = [name for name in error.instance if name not in known]
+            known = list(node.get("properties", {}))
+            unknown = [name for name in found if name not in known]
             return [
-                f"{'.'.join([*path, str(name)])} = {error.instance[name]!r}: unknown key; {_suggest(str(name), known)}"
+                f"{'.'.join([*path, str(name)])} = {found[name]!r}: unknown key; {_suggest(str(name), known)}"
                 for name in unknown
             ]
         case "required":
-            missing = [name for name in error.validator_value if name not in error.instance]
+            missing = [name for name in wanted if name not in found]
             return [f"{'.'.join([*path, name])}: missing; add it{hint}" for name in missing]
         case "type":
-            expected = error.validator_value
-            expected = " or ".join(expected) if isinstance(expected, list) else expected
-            remedy = (
-                "write the number without quotes, in a config file" if isinstance(error.instance, str) else "correct it"
-            )
-            if expected not in ("number", "integer", "number or null", "integer or null"):
-                remedy = "correct it"
-            found = type(error.instance).__name__
-            return [f"{key} = {error.instance!r}: expected {expected}, found {found}; {remedy}{hint}"]
+            kinds = wanted if isinstance(wanted, list) else [wanted]
+            number = isinstance(found, str) and bool({"number", "integer"} & set(kinds))
+            remedy = "write the number without quotes, in a config file" if number else "correct it"
+            kind = type(found).__name__
+            return [f"{key} = {found!r}: expected {' or '.join(kinds)}, found {kind}; {remedy}{hint}"]
         case "enum":
-            allowed = [str(value) for value in error.validator_value]
-            return [f"{key} = {error.instance!r}: {_suggest(str(error.instance), allowed)}{hint}"]
+            allowed = [str(value) for value in wanted]
+            return [f"{key} = {found!r}: {_suggest(str(found), allowed)}{hint}"]
         case "minimum" | "maximum" | "exclusiveMinimum" | "exclusiveMaximum":
-            return [f"{key} = {error.instance!r}: expected {_bounds(error.schema)}; choose a value in it{hint}"]
+            return [f"{key} = {found!r}: expected {_bounds(node)}; choose a value in it{hint}"]
         case _:
-            return [f"{key} = {error.instance!r}: {error.message}; correct it{hint}"]
+            return [f"{key} = {found!r}: {error.message}; correct it{hint}"]
 
 
 def _bounds(node: Mapping[str, Any]) -> str:
@@ -268,7 +268,7 @@ def _training_problems(name: str, arm: Mapping[str, Any], config: Config) -> lis
     validator = jsonschema.Draft202012Validator(node)
     problems = []
     for error in validator.iter_errors(arm["training"]):
-        problems += [f"arms.{name}.training.{line.removeprefix('(top level).')}" for line in _explain(schema, error)]
+        problems += [f"arms.{name}.training.{line.removeprefix('(top level).')}" for line in _explain(error)]
     if problems:
         return problems
     training = {**config["training"], **arm["training"]}

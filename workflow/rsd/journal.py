@@ -39,12 +39,28 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._file, _explained(self.path):
-            if kind is None:
+        try:
+            with self._file:
                 os.fsync(self._file.fileno())
+        except OSError as failure:
+            # The error that is on its way says more.
+            if error is None:
+                raise explain_os_error(failure, self.path) from failure
 
     def load(self) -> dict[str, dict[str, Any]]:
-        """Everything that was appended, by key; a damaged tail is cut off the file."""
+        """Everything that was appended, by key; a damaged tail is cut off the file.
+
+        Raises PermissionError naming the file and the remedy where it may not be read.
+        """
+        try:
+            return self._load()
+        except PermissionError as error:
+            message = f"cannot read {self.path}; make it readable and writable, or delete it to make its items again"
+            raise PermissionError(error.errno, message) from error
+        except OSError as error:
+            raise explain_os_error(error, self.path) from error
+
+    def _load(self) -> dict[str, dict[str, Any]]:
         items: dict[str, dict[str, Any]] = {}
         if not self.path.exists():
             return items
@@ -63,15 +79,25 @@ class Journal:
         return items
 
     def append(self, key: str, item: dict[str, Any]) -> None:
-        """Adds an item; it survives the death of the process at once, that of the machine within seconds."""
+        """Adds an item; it survives the death of the process at once, that of the machine within seconds.
+
+        Raises OSError naming the file and the remedy when the disk is full; nothing of the item is left then.
+        """
         payload = json.dumps({"key": key, "item": item}, separators=(",", ":")).encode()
         line = b"%08x %s\n" % (zlib.crc32(payload), payload)
         with _explained(self.path):
-            while line:
-                line = line[self._file.write(line) :]
-            if time.monotonic() - self._synced > SYNC_SECONDS:
-                os.fsync(self._file.fileno())
-                self._synced = time.monotonic()
+            good = os.fstat(self._file.fileno()).st_size
+            try:
+                while line:
+                    line = line[self._file.write(line) :]
+                if time.monotonic() - self._synced > SYNC_SECONDS:
+                    os.fsync(self._file.fileno())
+                    self._synced = time.monotonic()
+            except OSError:
+                # Where even this fails, `load` drops the half line.
+                with contextlib.suppress(OSError):
+                    os.truncate(self._file.fileno(), good)
+                raise
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -68,12 +69,19 @@ class _Tee:
             except OSError as error:
                 del self.targets[name]
                 if name == "log":
-                    self.write(f"warning: the log is incomplete: {explain_os_error(error, self.log)}\n".encode())
+                    # A block may end within a line: whoever prints unbuffered sends the line and its end apart.
+                    start = "" if block.endswith(b"\n") else "\n"
+                    warning = f"warning: the log is incomplete: {explain_os_error(error, self.log)}\n"
+                    self.write((start + warning).encode())
 
 
 def _write_all(target: int, block: bytes) -> None:
     while block:
-        block = block[os.write(target, block) :]
+        try:
+            block = block[os.write(target, block) :]
+        except BlockingIOError:
+            # A terminal that was handed over non-blocking and is slow just now.
+            select.select([], [target], [])
 
 
 def _run_child(writer: int, stage: Callable[[], int]) -> None:
