@@ -1,0 +1,10 @@
+"""For all tests."""
+
+from __future__ import annotations
+
+import signal
+
+
+def pytest_configure() -> None:
+    """A shell starts background jobs with Ctrl-C ignored, and children inherit that; tests send it and must be heard."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
