@@ -6,5 +6,5 @@ import signal
 
 
 def pytest_configure() -> None:
-    """A shell starts background jobs with Ctrl-C ignored, and children inherit that; tests send it and must be heard."""
+    """A shell starts background jobs with Ctrl-C ignored; the tests send it, and must be heard."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
