@@ -45,7 +45,7 @@ STAGE_MODULES: dict[str, tuple[str, ...]] = {
     "generate_traces": ("traces", *_DECODER),
     "convert_traces": _DATA,
     "select_traces": ("selection", "grading", "models", "prompts"),
-    "train": ("train", "training_rows", "models"),
+    "train": ("train", "checkpoints", "training_rows", "models"),
     "evaluate": ("evaluate", "lm", "grading", *_DECODER),
     "compare": ("compare", "statistics"),
     "report": ("report", "compare", "figures", "formatting", "notes", "statistics"),

@@ -15,7 +15,6 @@ from __future__ import annotations
 import copy
 import errno
 import inspect
-import json
 import logging
 import math
 import shutil
@@ -39,9 +38,10 @@ from transformers.utils.logging import disable_progress_bar
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from rsd.checkpoints import KEPT_CHECKPOINTS, checkpoint_folders, newest_checkpoint, seal_checkpoint, step_of
 from rsd.manifest import verify_manifest, write_manifest
 from rsd.models import load_model, load_tokenizer, vocabulary_digest
-from rsd.provenance import file_digest, settings_digest, stamp
+from rsd.provenance import settings_digest, stamp
 from rsd.records import read_provenance
 from rsd.runtime import choose_device, explain_os_error, set_threads, write_json
 from rsd.stages import stage_code
@@ -49,10 +49,7 @@ from rsd.training_rows import IGNORED, TrainingRows, read_training_rows
 
 LOG = logging.getLogger(__name__)
 PROGRESS_SECONDS = 10.0
-# Checkpoints on disk at most: the newest, and the one before it in case that one is damaged.
-KEPT_CHECKPOINTS = 2
 WEIGHTS = "model.safetensors"
-SEAL = "checkpoint.json"
 # On the CPU, logits of up to this many numbers (256 MB) are made at once; see CompletionTrainer.compute_loss.
 DIRECT_LOGITS = 2**26
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
@@ -123,7 +120,7 @@ def run_train(
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "precision": {"weights": "float32", "compute": settings["dtype"], "saved": settings["dtype"]},
         "device": device,
-        "resumed_from_step": _step_of(resumed) if resumed else None,
+        "resumed_from_step": step_of(resumed) if resumed else None,
         "provenance": {**provenance, "run": {**provenance["run"], "finished_unix": round(time.time(), 3)}},
     }
     network.config, network.generation_config = configs
@@ -337,11 +334,11 @@ class CompletionTrainer(SFTTrainer):
         final = Path(str(self.args.output_dir))
         partial = Path(self._get_output_dir(trial))
         shutil.rmtree(partial, ignore_errors=True)
-        for old in _checkpoint_folders(final)[: 1 - KEPT_CHECKPOINTS]:
+        for old in checkpoint_folders(final)[: 1 - KEPT_CHECKPOINTS]:
             shutil.rmtree(old)
         try:
             super()._save_checkpoint(model, trial)
-            (written,) = _checkpoint_folders(partial)
+            (written,) = checkpoint_folders(partial)
             seal_checkpoint(written)
             shutil.rmtree(final / written.name, ignore_errors=True)
             written.replace(final / written.name)
@@ -516,7 +513,7 @@ def _require_disk_space(
     parameters = network.num_parameters()
     coming = min(KEPT_CHECKPOINTS, (plan.steps - 1) // settings["checkpoint_steps"])
     # A checkpoint: the weights and AdamW's two moments, 4 bytes each.
-    missing = 12 * parameters * max(coming - len(_checkpoint_folders(checkpoints)), 0)
+    missing = 12 * parameters * max(coming - len(checkpoint_folders(checkpoints)), 0)
     saved = parameters * (2 if settings["dtype"] == "bfloat16" else 4)
     for folder, needed in ((checkpoints, missing + saved), (output.parent, saved)):
         try:
@@ -537,37 +534,6 @@ def _explain_write_error(error: Exception, folder: Path, needed: int) -> Excepti
     if not isinstance(error, OSError) and shutil.disk_usage(folder).free < needed:
         return explain_os_error(OSError(errno.ENOSPC, str(error)), folder)
     return explain_os_error(error, folder) if isinstance(error, OSError) else error
-
-
-# --- checkpoints -----------------------------------------------------------------------------------------------------
-
-
-def seal_checkpoint(folder: Path) -> None:
-    """Lists the files of a complete checkpoint with their hashes, in a file of its own, written last."""
-    write_json(folder / SEAL, {path.name: file_digest(path) for path in sorted(folder.iterdir())})
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that is as it was written; a damaged one is removed with a warning."""
-    for checkpoint in reversed(_checkpoint_folders(folder)):
-        try:
-            sealed = json.loads((checkpoint / SEAL).read_text(encoding="utf-8"))
-            if all(file_digest(checkpoint / name) == digest for name, digest in sealed.items()):
-                return checkpoint
-        except (OSError, ValueError, AttributeError):
-            pass
-        LOG.warning("%s is incomplete or damaged; falling back to the one before it", checkpoint)
-        shutil.rmtree(checkpoint)
-    return None
-
-
-def _checkpoint_folders(folder: Path) -> list[Path]:
-    """Oldest first."""
-    return sorted(folder.glob("checkpoint-*"), key=_step_of) if folder.is_dir() else []
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 # --- what is written and said ----------------------------------------------------------------------------------------
@@ -633,7 +599,7 @@ def _announce(
     )
     LOG.info("%d steps of %d rows, %s on %s", plan.steps, settings["batch_size"], settings["dtype"], device)
     if resumed is not None:
-        LOG.info("going on after step %d", _step_of(resumed))
+        LOG.info("going on after step %d", step_of(resumed))
 
 
 def _duration(seconds: float) -> str:
