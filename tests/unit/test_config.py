@@ -107,6 +107,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"problems": {"dataset": "aime24"}},
         r"traces\.direct\.method = 'dataset': the dataset of problems has no traces of its own",
     ),
+    "a trace format that wants a part which the dataset lacks": (
+        {"datasets": {"s1k": {"columns": {"thinking": None}}}},
+        r"format\.dataset_trace = .*wants \{thinking\}, of which the dataset of problems has no column; name it in "
+        r"datasets\.s1k\.columns\.thinking",
+    ),
     "several attempts at a dataset's one trace": (
         {"traces": {"direct": {"attempts": 4}}},
         r"traces\.direct\.attempts = 4: a dataset has one trace a problem; write 1",
