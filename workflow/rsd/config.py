@@ -256,10 +256,10 @@ def _trace_set_problems(name: str, traces: Mapping[str, Any], config: Config, ch
             )
         wants_thinking = "{thinking}" in config["format"]["dataset_trace"]
         if dataset is not None and wants_thinking and dataset["columns"]["thinking"] is None:
+            column = f"datasets.{config['problems']['dataset']}.columns.thinking"
             problems.append(
                 f"format.dataset_trace = {config['format']['dataset_trace']!r}: wants {{thinking}}, of which the "
-                f"dataset of problems has no column; name it in datasets.{config['problems']['dataset']}.columns.thinking, "
-                "or write a dataset_trace without it"
+                f"dataset of problems has no column; name it in {column}, or write a dataset_trace without it"
             )
         if traces["attempts"] != 1:
             problems.append(f"{key}.attempts = {traces['attempts']}: a dataset has one trace a problem; write 1")
