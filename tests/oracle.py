@@ -20,7 +20,7 @@ def softmax(logits: Sequence[float], temperature: float = 1.0) -> Probabilities:
 
 
 def sharpen(logits: Sequence[float], temperature: float, top_k: int, top_p: float) -> Probabilities:
-    """Temperature, then top-k (ties with the k-th stay), then top-p (the smallest sufficient set)."""
+    """Temperature, then top-k, then top-p (the smallest sufficient set); ties with the last that stays stay too."""
     if temperature == 0:
         best = max(range(len(logits)), key=lambda token: (logits[token], -token))
         return [1.0 if token == best else 0.0 for token in range(len(logits))]
@@ -37,7 +37,10 @@ def sharpen(logits: Sequence[float], temperature: float, top_k: int, top_p: floa
                 break
             kept.add(token)
             mass += probabilities[token]
-        probabilities = renormalise([p if token in kept else 0.0 for token, p in enumerate(probabilities)])
+        least = min(logits[token] for token in kept)
+        probabilities = renormalise(
+            [p if logit >= least else 0.0 for p, logit in zip(probabilities, logits, strict=True)]
+        )
     return probabilities
 
 

@@ -34,4 +34,4 @@ def tiny_alignment() -> Alignment:
     """Ids 0..21 are shared but shifted by two; 22 and 23 are the student's alone."""
     to_teacher = torch.full((STUDENT_SIZE,), -1, dtype=torch.int64)
     to_teacher[:22] = torch.arange(22) + 2
-    return Alignment(to_teacher, {22: [3, 4, 5], 23: [6, 7]})
+    return Alignment.of(to_teacher, {22: [3, 4, 5], 23: [6, 7]}, TEACHER_SIZE)

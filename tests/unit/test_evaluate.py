@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
+import os
 import pickle
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +24,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.registry import get_model
 
-from rsd import evaluate, lm
+from rsd import evaluate, lm, progress
 from rsd.evaluate import check_metrics, grade_samples, load_problems, load_task, run_evaluate, run_harness, summarise
 from rsd.lm import Generation, RsdLM
 from rsd.records import SAMPLES, read_jsonl, read_provenance, read_table, write_jsonl
@@ -304,7 +308,7 @@ def test_a_sample_depends_neither_on_lanes_nor_on_order_nor_on_the_number_of_rep
 
 def test_streams_are_those_of_seed_task_problem_and_repeat_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(RsdLM, "_sample", lambda self, jobs, sampling: iter(asked.extend(jobs) or ()))
+    monkeypatch.setattr(RsdLM, "_sample", lambda self, jobs, sampling, snapshots: iter(asked.extend(jobs) or ()))
     with pytest.raises(KeyError):  # no completion comes back
         decoder(folder, seed=7).generate_until(requests_for([3, 4], repeats=2, task="aime24"))
     streams = [("eval", 7, "aime24", problem(number)["id"], repeat) for number in (3, 4) for repeat in (0, 1)]
@@ -410,6 +414,79 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_samples(
     fresh, scores = stage(folder, benchmark, tmp_path / "fresh")
     assert scores["resumed_samples"] == 0
     assert resumed == fresh
+
+
+def stop_in_round(number: int, *arguments: Any, counts: list[int], **options: Any) -> None:
+    """Runs the stage until SIGTERM in that round (0: to its end), with the tokens of all rounds in `counts`."""
+    original, calls = progress.Recorder.round, []
+
+    def counted(self: progress.Recorder, emitted: int) -> bool:
+        counts.append(emitted)
+        calls.append(emitted)
+        due = original(self, emitted)
+        if len(calls) == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return due or self.interruption.received is not None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(progress.Recorder, "round", counted)
+        if not number:
+            stage(*arguments, **options)
+            return
+        with pytest.raises(SystemExit) as stopped:
+            stage(*arguments, **options)
+        assert stopped.value.code == 143
+
+
+def test_samples_in_flight_are_gone_on_with_and_no_token_is_made_twice(
+    folder: Path, benchmark: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    counts: list[int] = []
+    for number, lanes in ((1, 5), (2, 1), (4, 3), (9, 5)):
+        stop_in_round(number, folder, benchmark, tmp_path, lanes=lanes, counts=counts)
+    stop_in_round(0, folder, benchmark, tmp_path, counts=counts)
+    resumed = read_table(tmp_path / "pocket.parquet", SAMPLES).to_pylist()
+    assert re.search(r"[1-9] samples go on where they were, behind [1-9]\d* tokens", caplog.text)
+    assert sum(counts) == sum(row["n_tokens"] for row in resumed)
+    for journal in (benchmark.parent / "work").glob("*/*"):
+        journal.unlink()
+    fresh, scores = stage(folder, benchmark, tmp_path / "fresh")
+    assert scores["resumed_samples"] == 0
+    assert resumed == fresh
+
+
+def test_what_earlier_runs_made_is_counted_as_made(
+    folder: Path, benchmark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_in_round(20, folder, benchmark, tmp_path, counts=[])
+    made: list[progress.Progress] = []
+    monkeypatch.setattr(lm, "Progress", lambda *arguments: made.append(progress.Progress(*arguments)) or made[0])
+    rows, scores = stage(folder, benchmark, tmp_path)
+    tokens = sum(row["n_tokens"] for row in rows)
+    assert scores["resumed_samples"] > 0
+    assert (made[0].finished, made[0].finished_tokens, made[0].tokens_in_flight) == (len(rows), tokens, 0)
+    assert 0 < made[0].emitted < tokens
+
+
+def test_the_journal_that_is_kept_holds_no_parts(folder: Path, benchmark: Path, tmp_path: Path) -> None:
+    stop_in_round(9, folder, benchmark, tmp_path, counts=[])
+    (journal,) = (benchmark.parent / "work").glob("*/*")
+    assert b'"part"' in journal.read_bytes()
+    rows, _ = stage(folder, benchmark, tmp_path)
+    assert b'"part"' not in journal.read_bytes()
+    assert journal.read_bytes().count(b'"item"') == len(rows)
+
+
+def test_the_progress_of_samples_is_logged(
+    folder: Path, benchmark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(progress, "REPORT_SECONDS", 0)
+    stage(folder, benchmark, tmp_path)
+    lines = [record.message for record in caplog.records if "tokens/s" in record.message]
+    assert len(lines) > 3
+    assert re.fullmatch(r"12 of 12 samples, [\d.]+ tokens/s, about 0 s to go", lines[-1])
 
 
 def test_a_damaged_journal_costs_only_its_tail(

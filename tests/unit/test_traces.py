@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import pytest
 
-from rsd import traces
+from rsd import progress, traces
+from rsd.journal import Journal
 from rsd.models import load_model, load_tokenizer, token_id
 from rsd.records import ATTEMPTS, read_provenance, read_table, write_jsonl
 from rsd.traces import run_generate_traces
@@ -34,6 +47,8 @@ SETTINGS = {
     "context": 64,
     "max_new_tokens": 24,
     "lanes": 4,
+    "schedule": "lock-step",
+    "block_length": None,
     "shards": 2,
     "seed": 7,
     "device": "cpu",
@@ -117,6 +132,307 @@ def test_a_run_killed_in_the_middle_goes_on_and_ends_the_same(folders, problems,
     assert list((tmp_path / "again-work").iterdir()) == [], "the journal outlived the shard"
 
 
+# --- stopped and gone on ---------------------------------------------------------------------------------------------
+
+
+def signal_at(patch, number, rounds, emitted=None):
+    """Sends the signal in the round of that number; the tokens of every round go to the list `emitted`."""
+    original, calls = progress.Recorder.round, []
+
+    def counted(self, tokens):
+        if emitted is not None:
+            emitted.append(tokens)
+        calls.append(tokens)
+        due = original(self, tokens)
+        if len(calls) == rounds:
+            os.kill(os.getpid(), number)
+        return due or self.interruption.received is not None
+
+    patch.setattr(progress.Recorder, "round", counted)
+
+
+def stop(number, rounds, *arguments, emitted=None, **options):
+    """Runs until the signal; returns the status that it ends with."""
+    with pytest.MonkeyPatch.context() as patch:
+        signal_at(patch, number, rounds, emitted)
+        with pytest.raises((SystemExit, KeyboardInterrupt)) as stopped:
+            generate(*arguments, **options)
+    return getattr(stopped.value, "code", "Ctrl-C")
+
+
+PLAIN = {key: value for key, value in SETTINGS.items() if key not in ("law", "teacher", "schedule", "block_length")}
+PLAIN |= {"method": "sample", "sampling": SAMPLING}
+# Other lanes and schedules after every stop, so that what was begun together goes on apart.
+STOPS = [
+    (1, {"lanes": 4}),
+    (3, {"lanes": 1, "schedule": "student-drafts", "block_length": 3}),
+    (2, {"lanes": 7, "schedule": "teacher-drafts", "block_length": 4}),
+    (2, {"lanes": 3, "schedule": "auto"}),
+    (12, {"lanes": 2}),
+]
+
+
+@pytest.mark.parametrize(("settings", "options"), [(SETTINGS, {}), (PLAIN, {"teacher": None})], ids=["rsd", "sample"])
+def test_stopped_again_and_again_it_ends_as_undisturbed_and_no_token_is_made_twice(
+    folders, problems, tmp_path, settings, options, caplog
+):
+    caplog.set_level(logging.INFO)
+    reference = generate(folders, problems, tmp_path, settings=settings, **options)
+    emitted = []
+    for rounds, change in STOPS:
+        arguments = (folders, problems, tmp_path, "again", settings | change)
+        assert stop(signal.SIGTERM, rounds, *arguments, emitted=emitted, **options) == 143
+    assert not (tmp_path / "again.parquet").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        signal_at(patch, signal.SIGTERM, 0, emitted)
+        again = generate(folders, problems, tmp_path, "again", settings, **options)
+    assert comparable(again) == comparable(reference)
+    assert sum(emitted) == sum(len(row["tokens"]) for row in reference)
+    assert re.search(r"[1-9] attempts go on where they were, behind [1-9]\d* tokens", caplog.text)
+    assert list((tmp_path / "again-work").iterdir()) == [], "the journal outlived the shard"
+
+
+@pytest.mark.parametrize("rounds", range(1, 24))
+def test_wherever_it_is_stopped_it_ends_as_undisturbed(folders, problems, tmp_path, rounds):
+    write_jsonl(problems, [{"id": "p", "question": "1+1", "answer": "2", "solution": "s"}])
+    settings = SETTINGS | {"shards": 1, "attempts": 6, "lanes": 6}
+    reference = generate(folders, problems, tmp_path, settings=settings)
+    assert stop(signal.SIGTERM, rounds, folders, problems, tmp_path, "again", settings) == 143
+    assert comparable(generate(folders, problems, tmp_path, "again", settings)) == comparable(reference)
+
+
+def test_ctrl_c_saves_as_sigterm_does(folders, problems, tmp_path, caplog):
+    reference = generate(folders, problems, tmp_path)
+    emitted = []
+    assert stop(signal.SIGINT, 9, folders, problems, tmp_path, "again", emitted=emitted) == "Ctrl-C"
+    assert "run the same command again to go on" in caplog.text
+    with pytest.MonkeyPatch.context() as patch:
+        signal_at(patch, signal.SIGINT, 0, emitted)
+        assert comparable(generate(folders, problems, tmp_path, "again")) == comparable(reference)
+    assert sum(emitted) == sum(len(row["tokens"]) for row in reference)
+
+
+def test_lanes_device_and_schedule_go_on_with_what_is_there(folders, problems, tmp_path):
+    """And what decides a token does not."""
+    stop(signal.SIGTERM, 5, folders, problems, tmp_path)
+    (journal,) = (tmp_path / "out-work").iterdir()
+    for change in ({"lanes": 2}, {"device": "auto"}, {"schedule": "auto"}, {"block_length": 1}, {"seed": 8}):
+        stop(signal.SIGTERM, 1, folders, problems, tmp_path, settings=SETTINGS | change)
+        assert ([journal] == list((tmp_path / "out-work").iterdir())) == ("seed" not in change)
+
+
+def test_a_journal_damaged_anywhere_costs_only_its_tail(folders, problems, tmp_path, caplog):
+    reference = generate(folders, problems, tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(progress, "FLUSH_SECONDS", 0)
+        stop(signal.SIGTERM, 30, folders, problems, tmp_path, "stopped")
+    (journal,) = (tmp_path / "stopped-work").iterdir()
+    content, choose = journal.read_bytes(), random.Random(1)
+    assert content.count(b'"part"') > 20
+    assert content.count(b'"item"') > 2
+    for number in range(8):
+        name, damaged = f"damaged-{number}", bytearray(content)
+        place = choose.randrange(len(content))
+        if number % 2:
+            del damaged[place:]
+        else:
+            damaged[place] ^= choose.randrange(1, 256)
+        (tmp_path / f"{name}-work").mkdir()
+        (tmp_path / f"{name}-work" / journal.name).write_bytes(damaged)
+        caplog.clear()
+        emitted = []
+        with pytest.MonkeyPatch.context() as patch:
+            signal_at(patch, signal.SIGTERM, 0, emitted)
+            assert comparable(generate(folders, problems, tmp_path, name)) == comparable(reference)
+        assert ("dropped a damaged tail" in caplog.text) == (content[:place][-1:] != b"\n" or not number % 2)
+        assert sum(emitted) < sum(len(row["tokens"]) for row in reference) or not content[:place].count(b"\n")
+
+
+def test_the_progress_line_tells_rate_solved_share_fallback_rate_and_remaining_time(
+    folders, problems, tmp_path, monkeypatch, caplog
+):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(progress, "REPORT_SECONDS", 0)
+    rows = generate(folders, problems, tmp_path)
+    lines = [record.message for record in caplog.records if "tokens/s" in record.message]
+    pattern = (
+        r"(\d+) of 9 attempts, [\d.]+ tokens/s, solved (-|[\d.]+ %) \(\d+ graded\), "
+        r"fallback (unknown|on [\d.]+ % of tokens), (time to go unknown|about [\d hmins]+ to go)"
+    )
+    assert all(re.fullmatch(pattern, line) for line in lines), lines
+    assert "time to go unknown" in lines[0]
+    flags = [flag for row in rows for flag in row["fallback"]]
+    assert lines[-1].startswith("9 of 9 attempts, ")
+    assert lines[-1].endswith(
+        f"solved 0.0 % (9 graded), fallback on {100 * sum(flags) / len(flags):.2f} % of tokens, about 0 s to go"
+    )
+
+
+def test_what_earlier_runs_made_is_counted_as_made(folders, problems, tmp_path, monkeypatch):
+    stop(signal.SIGTERM, 20, folders, problems, tmp_path)
+    made = []
+    monkeypatch.setattr(traces, "Progress", lambda *arguments: made.append(progress.Progress(*arguments)) or made[0])
+    rows = generate(folders, problems, tmp_path)
+    lengths = [len(row["tokens"]) for row in rows]
+    assert (made[0].finished, made[0].finished_tokens, made[0].tokens_in_flight) == (len(rows), sum(lengths), 0)
+    assert 0 < made[0].emitted < sum(lengths)
+
+
+def test_a_right_answer_is_counted_as_solved_also_when_an_earlier_run_made_it(
+    folders, problems, tmp_path, monkeypatch, caplog
+):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(progress, "extract_answer", lambda text, _: "1" if "a" in text else "no")
+    stop(signal.SIGTERM, 40, folders, problems, tmp_path)
+    rows = generate(folders, problems, tmp_path)
+    right = sum("a" in row["text"] and row["problem_id"] == "p0" for row in rows)
+    assert right > 0
+    last = [record.message for record in caplog.records if "tokens/s" in record.message][-1]
+    assert f"solved {100 * right / 9:.1f} % (9 graded)" in last
+
+
+# The stage in a process of its own, slowed so that it can be hit in the middle. Every round and every snapshot leave a
+# line in `events`; `-` is the stage's process.
+SLOW_STAGE = """
+import json, os, sys, time
+from pathlib import Path
+from rsd import progress, runtime
+from rsd.supervise import supervised
+options = json.loads(sys.argv[1])
+folder = Path(options.pop("folder"))
+progress.FLUSH_SECONDS = options.pop("flush_seconds")
+events = os.open(folder / "events", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+round_, take = progress.Recorder.round, progress.Recorder.take
+def slow_round(self, emitted):
+    os.write(events, b"emitted %d\\n" % emitted)
+    time.sleep(0.01)
+    return round_(self, emitted)
+def told_take(self, lanes):
+    try:
+        take(self, lanes)
+    finally:
+        os.write(events, b"taken\\n")
+progress.Recorder.round, progress.Recorder.take = slow_round, told_take
+def stage():
+    from rsd.traces import run_generate_traces
+    runtime.setup_logging()
+    os.write(events, b"- %d\\n" % os.getpid())
+    paths = {key: Path(options.pop(key)) for key in ("problems", "student", "teacher")}
+    run_generate_traces(**paths, **options, shard=0, threads=1, output=folder / "out.parquet", work=folder / "work")
+    return 0
+sys.exit(supervised(folder / "log", stage))
+"""
+LONG = SETTINGS | {"shards": 1, "attempts": 4, "context": 300, "max_new_tokens": 250}
+
+
+class SlowStage:
+    """A run of SLOW_STAGE, and what it has told."""
+
+    def __init__(self, folders, problems, folder: Path, *, flush_seconds: float) -> None:
+        folder.mkdir(exist_ok=True)
+        self.folder = folder
+        (folder / "events").unlink(missing_ok=True)
+        options = {"folder": folder, "problems": problems, "settings": LONG, "flush_seconds": flush_seconds}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SLOW_STAGE, json.dumps(options | folders, default=str)],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def events(self) -> list[str]:
+        path = self.folder / "events"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def wait_for(self, rounds: int) -> None:
+        deadline = time.monotonic() + 120
+        while sum(line.startswith("emitted") for line in self.events()) < rounds:
+            assert self.process.poll() is None, (self.folder / "log").read_text()
+            assert time.monotonic() < deadline, "too slow"
+            time.sleep(0.005)
+
+    @property
+    def stage(self) -> int:
+        return int(self.events()[0].split()[1])
+
+    def saved_tokens(self) -> int:
+        """Tokens that the journal has, finished and begun."""
+        (path,) = (self.folder / "work").iterdir()
+        # A copy: reading cuts a damaged tail off.
+        copy = Path(shutil.copy(path, self.folder / "copy"))
+        found = Journal(copy).load()
+        finished = sum(len(progress.unpack(item)["tokens"]) for item in found.items.values())
+        return finished + sum(parts[-1].stop for parts in found.parts.values())
+
+    def emitted(self) -> tuple[int, int]:
+        """Tokens that this run made, and how many of them after the last snapshot."""
+        events = self.events()
+        counts = [int(line.split()[1]) if line.startswith("emitted") else 0 for line in events]
+        last = max((number for number, line in enumerate(events) if line == "taken"), default=-1)
+        return sum(counts), sum(counts[last + 1 :])
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_loses_at_most_what_was_not_saved_and_ends_as_undisturbed(folders, problems, tmp_path):
+    reference = generate(folders, problems, tmp_path, settings=LONG)
+    choose, known = random.Random(os.urandom(8)), 0
+    for _ in range(3):
+        run = SlowStage(folders, problems, tmp_path / "killed", flush_seconds=0.1)
+        run.wait_for(choose.randrange(10, 25))
+        time.sleep(choose.random() * 0.15)
+        os.kill(run.stage, signal.SIGKILL)
+        assert run.process.wait(timeout=60) == 128 + signal.SIGKILL
+        made, unsaved = run.emitted()
+        saved = run.saved_tokens()
+        assert known + made - unsaved <= saved <= known + made
+        assert saved > known
+        known = saved
+    assert not (tmp_path / "killed" / "out.parquet").exists(), "it was killed too late to prove anything"
+    run = SlowStage(folders, problems, tmp_path / "killed", flush_seconds=30)
+    assert run.process.wait(timeout=120) == 0
+    assert run.emitted()[0] == sum(len(row["tokens"]) for row in reference) - known
+    assert comparable(read_table(tmp_path / "killed" / "out.parquet", ATTEMPTS).to_pylist()) == comparable(reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "whom", "words"),
+    [
+        (signal.SIGTERM, "supervisor", "what was written of others saved; run the same command again to go on"),
+        # As a cluster does: the stage hears it twice, once from its supervisor.
+        (signal.SIGTERM, "everybody", "what was written of others saved; run the same command again to go on"),
+        (signal.SIGINT, "everybody", "stopped by Ctrl-C; run the same command again to go on"),
+    ],
+    ids=["SIGTERM", "SIGTERM to all", "Ctrl-C"],
+)
+def test_a_stage_that_is_told_to_stop_saves_everything_and_says_how_to_go_on(
+    folders, problems, tmp_path, number, whom, words
+):
+    run = SlowStage(folders, problems, tmp_path / "stopped", flush_seconds=30)
+    run.wait_for(20)
+    (os.kill if whom == "supervisor" else os.killpg)(run.process.pid, number)
+    assert run.process.wait(timeout=30) == 128 + number
+    log = (tmp_path / "stopped" / "log").read_text()
+    assert log.splitlines()[-1].endswith(words)
+    assert "Traceback" not in log
+    assert run.saved_tokens() == run.emitted()[0] > 0
+
+
+@pytest.mark.slow
+def test_sigterm_before_the_first_round_ends_at_once(folders, problems, tmp_path):
+    run = SlowStage(folders, problems, tmp_path / "early", flush_seconds=30)
+    deadline = time.monotonic() + 60
+    while not run.events() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    run.process.terminate()
+    assert run.process.wait(timeout=30) == 143
+    assert run.emitted() == (0, 0)
+    assert "run the same command again" in (tmp_path / "early" / "log").read_text()
+
+
+# --- what is refused, and what is stamped ----------------------------------------------------------------------------
+
+
 def test_a_changed_setting_does_not_pick_up_old_progress(folders, problems, tmp_path, monkeypatch):
     monkeypatch.setattr(traces, "write_table", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     for threshold in (0.01, 0.5):
@@ -137,9 +453,7 @@ def test_provenance_separates_what_must_be_equal_from_what_may_differ(folders, p
 
 
 def test_plain_sampling_needs_no_teacher(folders, problems, tmp_path):
-    settings = {key: value for key, value in SETTINGS.items() if key not in ("law", "teacher")}
-    settings |= {"method": "sample", "sampling": SAMPLING}
-    rows = generate(folders, problems, tmp_path, settings=settings, teacher=None)
+    rows = generate(folders, problems, tmp_path, settings=PLAIN, teacher=None)
     assert not any(any(row["fallback"]) for row in rows)
 
 

@@ -57,14 +57,14 @@ def test_rows_without_a_token_align_with_nothing():
     assert not known[len(STUDENT) :].any()
 
 
-def test_probabilities_move_with_their_tokens_and_lacking_ones_are_zero():
+def test_the_way_back_leads_to_the_same_token_and_lacking_ones_lead_nowhere():
     alignment = aligned()
-    theirs = torch.rand(2, len(TEACHER) + 9)
-    mine = alignment.for_student(theirs)
-    assert mine.shape == (2, len(STUDENT) + 3)
+    assert alignment.to_student.shape == (len(TEACHER) + 9,)
     a = STUDENT.convert_tokens_to_ids("a")
-    assert torch.equal(mine[:, a], theirs[:, TEACHER.convert_tokens_to_ids("a")])
-    assert not mine[:, alignment.to_teacher < 0].any()
+    assert int(alignment.to_student[TEACHER.convert_tokens_to_ids("a")]) == a
+    shared = (alignment.to_teacher >= 0).nonzero().flatten()
+    assert torch.equal(alignment.to_student[alignment.to_teacher[shared]], shared)
+    assert int((alignment.to_student >= 0).sum()) == len(shared)
 
 
 def test_other_vocabularies_are_refused_with_the_number_of_tokens():

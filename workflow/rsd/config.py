@@ -22,6 +22,8 @@ from rsd.provenance import settings_digest
 Config = dict[str, Any]
 
 ROOT = Path(__file__).parents[2]
+# Settings of a stage that decide how fast its result comes, and not what it is.
+NOT_DECIDING = ("lanes", "device", "schedule", "block_length")
 SCHEMA_PATH = Path(__file__).parents[1] / "schemas" / "config.schema.yaml"
 
 
@@ -247,6 +249,7 @@ def _trace_set_problems(name: str, traces: Mapping[str, Any], config: Config, ch
     if traces["method"] == "rsd":
         check(f"{key}.teacher", traces["teacher"], "models")
         check(f"{key}.law", traces["law"], "laws")
+        problems += _schedule_problems(key, traces)
     if traces["method"] == "dataset":
         dataset = config["datasets"].get(config["problems"]["dataset"])
         if dataset is not None and dataset["columns"]["response"] is None:
@@ -266,6 +269,15 @@ def _trace_set_problems(name: str, traces: Mapping[str, Any], config: Config, ch
         if traces["shards"] != 1:
             problems.append(f"{key}.shards = {traces['shards']}: dataset traces are not generated; write 1")
     return problems
+
+
+def _schedule_problems(key: str, traces: Mapping[str, Any]) -> list[str]:
+    schedule, block = traces["schedule"], traces["block_length"]
+    if schedule == "lock-step" and block not in (None, 1):
+        return [f"{key}.block_length = {block}: a lock-step block is one token; write 1 or null, or another schedule"]
+    if schedule in ("student-drafts", "teacher-drafts") and block == 1:
+        return [f"{key}.block_length = 1: {schedule} needs a block to draft; write at least 2, or schedule: lock-step"]
+    return []
 
 
 def _training_problems(name: str, arm: Mapping[str, Any], config: Config) -> list[str]:
@@ -403,6 +415,7 @@ def traces_settings(config: Config, name: str) -> Config:
     law = config["laws"][traces["law"]]
     draws = law["draws"] if traces["draws"] is None else traces["draws"]
     law = {"name": traces["law"], **law, "draws": draws, "threshold": traces["threshold"]}
+    settings |= {key: traces[key] for key in ("schedule", "block_length")}
     return settings | {"law": law, "teacher": model_settings(config, traces["teacher"])}
 
 

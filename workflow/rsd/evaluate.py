@@ -23,6 +23,7 @@ from rsd.manifest import MANIFEST, verify_manifest
 from rsd.provenance import code_digest, file_digest, settings_digest, stamp
 from rsd.records import REMEDY, SAMPLES, read_jsonl, write_table
 from rsd.runtime import choose_device, set_threads, write_json
+from rsd.stages import DECODER
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
@@ -34,7 +35,7 @@ LOG = logging.getLogger(__name__)
 TASKS = Path(__file__).parents[1] / "tasks"
 FILTER = "every-sample"  # the name of the task files' filter, which keeps them all
 # The modules that decide what a sample is; grading is done anew in every run.
-SAMPLE_CODE = ("decode", "lanes", "law", "lm", "models", "prompts", "streams", "vocabulary")
+SAMPLE_CODE = ("lm", *DECODER)
 # Settings without influence on a sample: more repeats or other lanes go on with what is there.
 NOT_IN_SAMPLE = ("repeats", "lanes")
 

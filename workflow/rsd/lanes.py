@@ -1,59 +1,75 @@
 """One model over many lanes: a key-value cache with a length of its own for each lane.
 
-A lane is a row of the cache. Lanes are filled by a prompt, advanced by one token a step, moved to close gaps. The two
-models of a pair have a `ModelLanes` each, since their contexts differ in length and content.
+A lane is a row of the cache. Lanes are filled by a prompt, read further by one token or several, moved to close gaps.
+The two models of a pair have a `ModelLanes` each, since their contexts differ in length and content.
 
-On the CPU in float32 a lane's numbers do not depend on its neighbours, bit for bit: prompts are read one at a time,
-rows come in multiples of ROW_MULTIPLE and cache lengths in multiples of LENGTH_MULTIPLE, where matrix products keep
-their order of summation, and attention is written out in such products. Elsewhere it is torch's own attention.
+On the CPU in float32 a lane's numbers do not depend on its neighbours, on how many tokens are read at once, or on the
+number of threads, bit for bit: linear layers are packed (`packing`), attention is written out in products that keep
+their order of summation (`attention.exact_attention`). Elsewhere numbers differ by rounding.
 """
 
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import PreTrainedModel
 
-ROW_MULTIPLE = 4
-LENGTH_MULTIPLE = 128
+from rsd.attention import EXACT, LENGTH_MULTIPLE, TRITON, choose_attention, exact_mask, round_up, visibility
+from rsd.graphs import WIDEST, GraphedForward, bucket
+from rsd.packing import LEAST_ROWS, can_pack, pack
+
+# A prompt is read in pieces of at most this many tokens, so that a long one needs no more memory than a short one.
+READ_TOKENS = 512
 
 
 class LaneCache:
-    """Keys and values of every layer, [lanes, key-value heads, length, head size], allocated once.
+    """Keys and values of every layer, allocated once: values [layers, lanes, key-value heads, length, head size], keys
+    likewise, or with the last two exchanged (`transposed`).
 
     transformers calls `update` from each attention layer; `aim` says beforehand which lanes and positions are meant.
     """
 
-    def __init__(self, model: PreTrainedModel, lanes: int, length: int) -> None:
-        config = model.config.get_text_config()
-        heads = config.num_key_value_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        shape = (config.num_hidden_layers, lanes, heads, length, width)
+    def __init__(self, model: PreTrainedModel, lanes: int, length: int, *, transposed: bool) -> None:
+        layers, heads, width = cache_shape(model)
+        self.length, self.transposed = length, transposed
+        size = (length, width)
         try:
-            self.keys = torch.zeros(shape, dtype=model.dtype, device=model.device)
-            self.values = torch.zeros_like(self.keys)
+            values = torch.zeros((layers, lanes, heads, *size), dtype=model.dtype, device=model.device)
+            keys = torch.zeros(
+                (layers, lanes, heads, *(size[::-1] if transposed else size)), dtype=model.dtype, device=model.device
+            )
         except (torch.OutOfMemoryError, RuntimeError) as error:
-            size = 2 * math.prod(shape) * model.dtype.itemsize / 1e9
+            gigabytes = lanes * length * cache_bytes_per_token(model) / 1e9
             raise MemoryError(
-                f"no memory for {lanes} lanes of {length} tokens ({size:.1f} GB of keys and values); lower lanes (of "
-                "the trace set, or evaluation.lanes) or context"
+                f"no memory for {lanes} lanes of {length} tokens ({gigabytes:.1f} GB of keys and values); lower lanes "
+                "(of the trace set, or evaluation.lanes) or context"
             ) from error
+        # One view a layer, since an index costs as much as a small product.
+        self.keys, self.values = keys.unbind(0), values.unbind(0)
 
-    def aim(self, rows: slice, positions: Tensor, live: int) -> None:
-        """The next forward pass writes to `rows` at `positions` [rows, width] and reads the first `live` entries."""
+    def aim(self, rows: int, positions: Tensor, live: int) -> None:
+        """The next forward pass writes to the first `rows` lanes at `positions` [rows, width] and reads their first
+        `live` entries."""
         self._rows, self._live = rows, live
-        self._index = torch.arange(rows.start, rows.stop, device=positions.device)[:, None], positions
+        self._index = torch.arange(rows, device=positions.device)[:, None], positions
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Stores [rows, heads, width, size] and returns the live part of the rows."""
         rows, positions = self._index
-        self.keys[layer][rows, :, positions] = keys.transpose(1, 2)
-        self.values[layer][rows, :, positions] = values.transpose(1, 2)
-        return self.keys[layer, self._rows, :, : self._live], self.values[layer, self._rows, :, : self._live]
+        mine, theirs = self.keys[layer], self.values[layer]
+        theirs[rows, :, positions] = values.transpose(1, 2)
+        if self.transposed:
+            mine[rows, :, :, positions] = keys.transpose(1, 2)
+            return mine[: self._rows, :, :, : self._live], theirs[: self._rows, :, : self._live]
+        mine[rows, :, positions] = keys.transpose(1, 2)
+        return mine[: self._rows, :, : self._live], theirs[: self._rows, :, : self._live]
 
     def get_seq_length(self, layer: int = 0) -> int:
         """Unused by the forward pass, which is given its positions."""
@@ -61,45 +77,99 @@ class LaneCache:
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copies the first `length` entries of one lane over another's."""
-        self.keys[:, target, :, :length] = self.keys[:, source, :, :length]
-        self.values[:, target, :, :length] = self.values[:, source, :, :length]
+        for keys, values in zip(self.keys, self.values, strict=True):
+            values[target, :, :length] = values[source, :, :length]
+            if self.transposed:
+                keys[target, :, :, :length] = keys[source, :, :, :length]
+            else:
+                keys[target, :, :length] = keys[source, :, :length]
+
+
+def cache_shape(model: PreTrainedModel) -> tuple[int, int, int]:
+    """Layers, key-value heads, head size."""
+    config = model.config.get_text_config()
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return config.num_hidden_layers, config.num_key_value_heads, width
+
+
+def cache_bytes_per_token(model: PreTrainedModel) -> int:
+    """Bytes of keys and values that one token of one lane takes."""
+    return 2 * math.prod(cache_shape(model)) * model.dtype.itemsize
 
 
 class ModelLanes:
     """A model, its cache, and how much of each lane it has read."""
 
     def __init__(self, model: PreTrainedModel, lanes: int, length: int) -> None:
-        """Takes the model over (its attention implementation changes); `length`: the longest context in tokens.
+        """Takes the model over (attention and linear layers are exchanged); `length`: the longest context in tokens.
 
         Raises ValueError for a model whose attention is not all full or whose positions end before `length`, and
         MemoryError where the cache does not fit.
         """
-        kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
-        if kinds != {"full_attention"}:
-            raise ValueError(
-                f"{model.config.model_type}: layers of the kinds {sorted(kinds)} are not supported; "
-                "choose a model in which every layer attends to everything before it"
+        _check(model, length)
+        if can_pack(model):
+            pack(model)
+        attention = choose_attention(model.device, model.dtype)
+        model.set_attn_implementation(attention)
+        self.model, self.device = model, model.device
+        self.exact, self.in_kernel = attention == EXACT, attention == TRITON
+        config = model.config.get_text_config()
+        self.shared = config.num_attention_heads // config.num_key_value_heads
+        rows = bucket(lanes) if self.in_kernel else max(lanes, LEAST_ROWS)
+        spare = WIDEST if self.in_kernel else 0
+        self.cache = LaneCache(model, rows, round_up(length + spare, LENGTH_MULTIPLE), transposed=self.exact)
+        # How much each lane holds: for the model, and the same numbers where looking at them costs nothing.
+        self.lengths = torch.zeros(rows, dtype=torch.int64, device=self.device)
+        self.known_lengths: NDArray[np.int64] = np.zeros(rows, dtype=np.int64)
+        self.graphed = None
+        if self.in_kernel:
+            # Weakly: a cycle would keep gigabytes of cache until Python happens to look for cycles.
+            forward = weakref.WeakMethod(self._model_forward)
+            self.graphed = GraphedForward(
+                lambda tokens, starts: forward()(tokens, starts),  # type: ignore[misc]
+                self.device,
+                self.cache.length - WIDEST,
             )
-        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        if positions is not None and length > positions:
-            raise ValueError(
-                f"a context of {length} tokens is asked for, but {model.config.model_type} was made for {positions}; "
-                "lower context (of the trace set, or of the evaluation profile)"
-            )
-        exact = model.dtype == torch.float32 and model.device.type == "cpu"
-        model.set_attn_implementation(LANE_ATTENTION if exact else "sdpa")
-        self.model = model
-        rows = round_up(lanes, ROW_MULTIPLE)
-        self.cache = LaneCache(model, rows, round_up(length, LENGTH_MULTIPLE))
-        self.lengths = torch.zeros(rows, dtype=torch.int64, device=model.device)
-        self.device = model.device
+
+    @torch.inference_mode()
+    def forward(self, tokens: Tensor, ahead: int = 0) -> Tensor:
+        """Reads `tokens` [n, width] int64 in the first n lanes, behind their lengths and `ahead` tokens more; returns
+        the logits after each, [n, width, vocab] in the model's dtype.
+
+        The lengths stay: what was read counts when `advance` says so, and is overwritten otherwise.
+        """
+        count, width = tokens.shape
+        rows = max(count, LEAST_ROWS) if width == 1 else count
+        if rows > count:
+            tokens = torch.nn.functional.pad(tokens, (0, 0, 0, rows - count))
+        return self._forward(rows, self.lengths[:rows] + ahead, self.known_lengths[:rows] + ahead, tokens)[:count]
+
+    def advance(self, emitted: Tensor, known: NDArray[np.int64]) -> None:
+        """Lets the first n lanes hold `emitted` [n] more tokens; `known` are the same numbers."""
+        self.lengths[: len(emitted)] += emitted
+        self.known_lengths[: len(known)] += known
 
     @torch.inference_mode()
     def read(self, lane: int, tokens: Sequence[int]) -> None:
         """Appends tokens to one lane's context, without looking at what the model makes of them."""
-        if tokens:
-            self._forward(slice(lane, lane + 1), torch.tensor([list(tokens)], device=self.device), heads=False)
-            self.lengths[lane] += len(tokens)
+        for start in range(0, len(tokens), READ_TOKENS):
+            piece = list(tokens[start : start + READ_TOKENS])
+            # A row more than needed where a single one would be summed in another order; it is overwritten.
+            padded = piece + [0] * (LEAST_ROWS - len(piece))
+            self._read_piece(lane, torch.tensor([padded], device=self.device))
+            self.lengths[lane] += len(piece)
+            self.known_lengths[lane] += len(piece)
+
+    def _read_piece(self, lane: int, tokens: Tensor) -> None:
+        view = _OneLane(self.cache, lane)
+        known = int(self.known_lengths[lane])
+        positions = (known + torch.arange(tokens.shape[1], device=self.device))[None].clamp(max=self.cache.length - 1)
+        live = self._live(known + tokens.shape[1])
+        view.aim(1, positions, live)
+        mask = self._mask(self.lengths[lane : lane + 1], tokens.shape[1], live)
+        self.model.base_model(
+            input_ids=tokens, position_ids=positions, attention_mask=mask, past_key_values=view, use_cache=True
+        )
 
     def fill(self, lane: int, tokens: Sequence[int], twin: int | None = None) -> None:
         """Starts a lane's context anew with these tokens; `twin`: an active lane whose context begins with them."""
@@ -109,73 +179,79 @@ class ModelLanes:
         else:
             self.cache.move(twin, lane, len(tokens))
             self.lengths[lane] = len(tokens)
-
-    @torch.inference_mode()
-    def step(self, tokens: Tensor) -> Tensor:
-        """Appends one token [n] to each of the first n lanes; returns the logits after it, [n, vocab] in the model's
-        dtype."""
-        count = len(tokens)
-        rows = round_up(count, ROW_MULTIPLE)
-        padded = torch.nn.functional.pad(tokens, (0, rows - count))
-        logits = self._forward(slice(0, rows), padded[:, None], heads=True)
-        self.lengths[:count] += 1
-        return logits[:count, -1]
+            self.known_lengths[lane] = len(tokens)
 
     def move(self, source: int, target: int) -> None:
         """Moves a lane over another."""
-        self.cache.move(source, target, int(self.lengths[source]))
+        self.cache.move(source, target, int(self.known_lengths[source]))
         self.lengths[target] = self.lengths[source]
+        self.known_lengths[target] = self.known_lengths[source]
 
     def clear(self, lane: int) -> None:
         """Forgets a lane's context."""
         self.lengths[lane] = 0
+        self.known_lengths[lane] = 0
 
-    def _forward(self, rows: slice, tokens: Tensor, heads: bool) -> Tensor:
-        start = self.lengths[rows]
-        positions = start[:, None] + torch.arange(tokens.shape[1], device=self.device)  # [rows, width]
-        # Rows beyond the active lanes hold a dead lane's length; they must not write past the end.
-        positions = positions.clamp(max=self.cache.keys.shape[3] - 1)
-        live = min(round_up(int(positions.max()) + 1, LENGTH_MULTIPLE), self.cache.keys.shape[3])
-        mask = torch.arange(live, device=self.device) <= positions[:, None, :, None]  # [rows, 1, width, live]
+    def room(self, lane: int) -> int:
+        """How many more tokens a lane can take."""
+        return self.cache.length - int(self.known_lengths[lane])
+
+    def _forward(self, rows: int, starts: Tensor, known: NDArray[np.int64], tokens: Tensor) -> Tensor:
+        if self.graphed is not None:
+            return self.graphed(tokens, starts)
+        return self._model_forward(tokens, starts, self._live(int(known.max()) + tokens.shape[1]))
+
+    def _model_forward(self, tokens: Tensor, starts: Tensor, live: int | None = None) -> Tensor:
+        """The pass itself; without `live` nothing in it depends on numbers that only the host knows."""
+        rows, width = tokens.shape
+        live = self.cache.length if live is None else live
+        positions = starts[:, None] + torch.arange(width, device=self.device)  # [rows, width]
+        # What is drafted behind the end of a context goes to the last entry, which nothing that counts ever reads: the
+        # last token of a full context is written, but no model reads it.
+        positions = positions.clamp(max=self.cache.length - 1)
         self.cache.aim(rows, positions, live)
-        arguments = {
-            "input_ids": tokens,
-            "position_ids": positions,
-            "attention_mask": mask,
-            "past_key_values": self.cache,
-            "use_cache": True,
-        }
-        if heads:
-            return self.model(**arguments, logits_to_keep=1).logits
-        return self.model.base_model(**arguments).last_hidden_state
+        return self.model(
+            input_ids=tokens,
+            position_ids=positions,
+            attention_mask=self._mask(starts, width, live),
+            past_key_values=self.cache,
+            use_cache=True,
+        ).logits
+
+    def _live(self, length: int) -> int:
+        return self.cache.length if self.in_kernel else min(round_up(length, LENGTH_MULTIPLE), self.cache.length)
+
+    def _mask(self, starts: Tensor, width: int, live: int) -> Tensor:
+        if self.in_kernel:
+            return starts[:, None, None, None]
+        visible = visibility(starts, width, live)
+        return exact_mask(visible, self.shared) if self.exact else visible
 
 
-def lane_attention(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scaling: float, **_: Any
-) -> tuple[Tensor, None]:
-    """Attention in plain matrix products, so that a row's sums do not depend on the padding behind it.
+class _OneLane(LaneCache):
+    """One lane of a cache as a cache of its own."""
 
-    `query` [rows, heads, width, size], `key`, `value` [rows, key-value heads, live, size], `attention_mask` bool
-    [rows, 1, width, live] -> [rows, width, heads, size].
-    """
-    rows, heads, width, size = query.shape
-    groups = key.shape[1]
-    # The heads that share keys are laid side by side as more queries: [rows, groups, heads/groups * width, size].
-    query = query.reshape(rows, groups, heads // groups * width, size) * scaling
-    scores = torch.matmul(query, key.transpose(-1, -2))
-    hidden = ~attention_mask[:, :, None].expand(-1, -1, heads // groups, -1, -1).reshape(rows, 1, -1, key.shape[2])
-    scores = scores.masked_fill_(hidden, float("-inf"))
-    weights = (scores - scores.amax(dim=-1, keepdim=True)).exp_()
-    # Summing by a product keeps the order of summation of the numerator; 16 columns, since one takes another path.
-    total = torch.matmul(weights, weights.new_ones(key.shape[2], 16))[..., :1]
-    out = torch.matmul(weights, value) / total
-    return out.view(rows, heads, width, size).transpose(1, 2).contiguous(), None
+    def __init__(self, cache: LaneCache, lane: int) -> None:
+        self.length, self.transposed = cache.length, cache.transposed
+        self.keys = tuple(keys[lane : lane + 1] for keys in cache.keys)
+        self.values = tuple(values[lane : lane + 1] for values in cache.values)
 
 
-LANE_ATTENTION = "rsd_lanes"
-AttentionInterface.register(LANE_ATTENTION, lane_attention)
-
-
-def round_up(value: int, multiple: int) -> int:
-    """The least multiple that is not below `value`."""
-    return -(-value // multiple) * multiple
+def _check(model: PreTrainedModel, length: int) -> None:
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = getattr(config, "sliding_window", None)
+    # Some families name the kinds of their layers, the others have a window in all of them or in none.
+    if getattr(config, "layer_types", None) is None and window is not None and window < length:
+        kinds = {"sliding_attention"}
+    if kinds != {"full_attention"}:
+        raise ValueError(
+            f"{model.config.model_type}: layers of the kinds {sorted(kinds)} are not supported; "
+            "choose a model in which every layer attends to everything before it"
+        )
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and length > positions:
+        raise ValueError(
+            f"a context of {length} tokens is asked for, but {model.config.model_type} was made for {positions}; "
+            "lower context (of the trace set, or of the evaluation profile)"
+        )

@@ -8,9 +8,8 @@ is measured, so two models answer the same problem with the same random numbers.
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,14 +19,15 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from transformers import PreTrainedModel
 
-from rsd.decode import Completion, Request, sample
-from rsd.journal import Journal
+from rsd.decode import Completion, Request, Snapshots, Unfinished, sample
+from rsd.journal import Found, Journal
 from rsd.law import Sampling
 from rsd.models import load_model, load_tokenizer, token_id
+from rsd.planning import plan_single
+from rsd.progress import Progress, Recorder, begun
 from rsd.vocabulary import token_ids
 
 LOG = logging.getLogger(__name__)
-REPORT_SECONDS = 10.0
 Key = tuple[str, str, int]  # task, problem id, repeat
 
 
@@ -57,8 +57,9 @@ class Generation(str):
 class RsdLM(LM):
     """One model folder, sampled by `decode.sample`.
 
-    `max_length` is the longest prompt and answer together, `batch_size` the number of lanes (lm-eval's names for them).
-    With a `journal` (entered by the caller) finished samples are appended as they come and are not made again.
+    `max_length` is the longest prompt and answer together, `batch_size` the number of lanes (lm-eval's names for them),
+    None for as many as fit and pay. With a `journal` (entered by the caller) finished samples are appended as they
+    come and are not made again; of others, what is written is saved twice a minute and gone on from.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class RsdLM(LM):
         *,
         dtype: str,
         device: str,
-        batch_size: int,
+        batch_size: int | None,
         max_length: int,
         end_of_turn: str,
         seed: int,
@@ -77,7 +78,7 @@ class RsdLM(LM):
         self.folder, self.dtype, self._device = Path(pretrained), dtype, device
         self.tokenizer = load_tokenizer(self.folder)
         self.end_of_turn = token_id(self.tokenizer, end_of_turn)
-        self.lanes = int(batch_size)
+        self.lanes = None if batch_size is None else int(batch_size)
         self.max_length = int(max_length)
         self.seed = int(seed)
         self.journal = journal
@@ -91,17 +92,40 @@ class RsdLM(LM):
         """
         sampling = _sampling(requests)
         keys = list(number_repeats(requests))
-        finished = self._load_finished()
-        results = {index: finished[_name(key)] for index, key in enumerate(keys) if _name(key) in finished}
+        names = [_name(key) for key in keys]
+        found = self.journal.load() if self.journal is not None else Found()
+        results = {index: Generation(**found.items[name]) for index, name in enumerate(names) if name in found.items}
         self.resumed = len(results)
         if self.resumed:
             LOG.info("%d of %d samples were already in the journal", self.resumed, len(keys))
-        jobs = list(self._jobs(requests, keys, skip=results.keys()))
-        for completion in _report_progress(self._sample(jobs, sampling), total=len(jobs)):
-            generation = self._generation(completion)
-            results[completion.index] = generation
-            self._remember(keys[completion.index], generation)
+        started = {index: begun(index, found.parts[name]) for index, name in enumerate(names) if name in found.parts}
+        jobs = list(self._jobs(requests, keys, results.keys(), started))
+        for index, generation in self._generate(jobs, names, sampling, list(results.values())):
+            results[index] = generation
         return [results[index] for index in range(len(keys))]
+
+    def _generate(
+        self, jobs: Sequence[Request], names: Sequence[str], sampling: Sampling, earlier: Sequence[Generation]
+    ) -> Iterator[tuple[int, Generation]]:
+        """(index, generation) of each job as it ends, remembered in the journal under its name."""
+        if not jobs:
+            return
+        saved = {job.index: len(job.begun.tokens) for job in jobs if job.begun is not None}
+        if saved:
+            LOG.info("%d samples go on where they were, behind %d tokens", len(saved), sum(saved.values()))
+        progress = Progress("samples", len(names))
+        for generation in earlier:
+            progress.resume(generation.n_tokens)
+        progress.tokens_in_flight = sum(saved.values())
+        with Recorder(self.journal, names, saved, progress) as recorder:
+            for completion in self._sample(jobs, sampling, recorder):
+                generation = self._generation(completion)
+                self._remember(names[completion.index], generation)
+                progress.finish(generation.n_tokens)
+                yield completion.index, generation
+        if self.journal is not None:
+            # The samples are kept for another grading; the parts that they came in are of no more use.
+            self.journal.drop_parts()
 
     def loglikelihood(self, requests: list[Instance]) -> NoReturn:
         """Not offered: every task of this pipeline generates."""
@@ -116,9 +140,14 @@ class RsdLM(LM):
         """The weights, loaded at their first use: a run that only grades what the journal holds needs none."""
         return load_model(self.folder, self.dtype, self._device)
 
-    def _jobs(self, requests: Sequence[Instance], keys: Sequence[Key], skip: Iterable[int]) -> Iterator[Request]:
+    def _jobs(
+        self,
+        requests: Sequence[Instance],
+        keys: Sequence[Key],
+        skip: Container[int],
+        started: Mapping[int, Unfinished | None],
+    ) -> Iterator[Request]:
         """What the decoder shall do: one request a sample, each prompt encoded once for all its repeats."""
-        skip = set(skip)
         encoded: dict[str, list[int]] = {}
         for index, (request, key) in enumerate(zip(requests, keys, strict=True)):
             if index in skip:
@@ -126,8 +155,13 @@ class RsdLM(LM):
             text = request.args[0]
             if text not in encoded:
                 encoded[text] = self._encode(text, key)
-            stream = ("eval", self.seed, *key)
-            yield Request(index=index, student_prompt=encoded[text], teacher_prompt=[], stream=stream)
+            yield Request(
+                index=index,
+                student_prompt=encoded[text],
+                teacher_prompt=[],
+                stream=("eval", self.seed, *key),
+                begun=started.get(index),
+            )
 
     def _encode(self, text: str, key: Key) -> list[int]:
         tokens = self.tokenizer.encode(text, add_special_tokens=False)
@@ -138,32 +172,27 @@ class RsdLM(LM):
             )
         return tokens
 
-    def _sample(self, jobs: Sequence[Request], sampling: Sampling) -> Iterator[Completion]:
-        if not jobs:
-            return iter(())
+    def _sample(self, jobs: Sequence[Request], sampling: Sampling, snapshots: Snapshots) -> Iterator[Completion]:
+        lengths = {"context": self.max_length, "max_new_tokens": self.max_length}
         return sample(
             self.model,
             jobs,
             sampling=sampling,
             end_of_turn=self.end_of_turn,
-            context=self.max_length,
-            max_new_tokens=self.max_length,
-            lanes=self.lanes,
+            **lengths,
+            lanes=plan_single(self.model, **lengths, sequences=len(jobs), lanes=self.lanes),
             emittable=token_ids(self.tokenizer, self.model.get_output_embeddings().weight.shape[0]),
+            snapshots=snapshots,
         )
 
     def _generation(self, completion: Completion) -> Generation:
         text = self.tokenizer.decode(completion.tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return Generation(str(text), len(completion.tokens), completion.finish)
 
-    def _load_finished(self) -> dict[str, Generation]:
-        items = self.journal.load() if self.journal is not None else {}
-        return {name: Generation(**item) for name, item in items.items()}
-
-    def _remember(self, key: Key, generation: Generation) -> None:
+    def _remember(self, name: str, generation: Generation) -> None:
         if self.journal is not None:
             item = {"text": str(generation), "n_tokens": generation.n_tokens, "finish": generation.finish}
-            self.journal.append(_name(key), item)
+            self.journal.append(name, item)
 
 
 def number_repeats(requests: Iterable[Instance]) -> Iterator[Key]:
@@ -201,18 +230,3 @@ def _sampling(requests: Sequence[Instance]) -> Sampling:
     if unknown:
         raise ValueError(f"generation_kwargs: unknown {sorted(unknown)}; expected temperature, top_k, top_p, until")
     return Sampling(**wish)
-
-
-def _report_progress(completions: Iterable[Completion], total: int) -> Iterator[Completion]:
-    """Passes completions on, with a line in the log every few seconds and one at the end."""
-    start = reported = time.monotonic()
-    tokens = 0
-    for done, completion in enumerate(completions, start=1):
-        yield completion
-        tokens += len(completion.tokens)
-        now = time.monotonic()
-        if now - reported >= REPORT_SECONDS or done == total:
-            reported = now
-            seconds = max(now - start, 1e-9)
-            left = seconds / done * (total - done)
-            LOG.info("%d/%d samples, %.0f tokens/s, about %.0f s to go", done, total, tokens / seconds, left)

@@ -16,22 +16,44 @@ from rsd.provenance import PACKAGE, code_digest
 # Modules of this package that no stage's numbers depend on.
 PLUMBING = (
     "__init__",
+    "bench",
+    "bench_command",
     "cli",
     "config",
+    "costs",
     "dequantise",
     "download",
+    "emulation",
+    "graphs",
     "journal",
     "manifest",
     "package",
+    "planning",
+    "progress",
+    "projection",
     "provenance",
     "records",
     "runtime",
+    "schedule",
+    "shapes",
     "sources",
     "stages",
     "supervise",
 )
 
-_DECODER = ("decode", "lanes", "law", "models", "prompts", "streams", "vocabulary")
+# What a generated token depends on; which schedule made it, and on how many lanes, is not part of that.
+DECODER = (
+    "attention",
+    "attention_triton",
+    "decode",
+    "lanes",
+    "law",
+    "models",
+    "packing",
+    "prompts",
+    "streams",
+    "vocabulary",
+)
 _DATA = ("data", "grading", "models", "prompts")
 
 STAGE_MODULES: dict[str, tuple[str, ...]] = {
@@ -42,11 +64,11 @@ STAGE_MODULES: dict[str, tuple[str, ...]] = {
     "prepare_problems": _DATA,
     "prepare_benchmark": _DATA,
     "measure_overlap": ("overlap",),
-    "generate_traces": ("traces", *_DECODER),
+    "generate_traces": ("traces", *DECODER),
     "convert_traces": _DATA,
     "select_traces": ("selection", "grading", "models", "prompts"),
     "train": ("train", "checkpoints", "training_rows", "models"),
-    "evaluate": ("evaluate", "lm", "grading", *_DECODER),
+    "evaluate": ("evaluate", "lm", "grading", *DECODER),
     "compare": ("compare", "statistics"),
     "report": ("report", "compare", "figures", "formatting", "notes", "statistics"),
     "write_config": (),

@@ -1,26 +1,26 @@
 """Trace generation: problems -> attempts, by RSD or by plain sampling of the student.
 
-Finished attempts go to a journal in the work folder at once; a second run takes them from there. The declared output
-appears when all are there.
+Finished attempts go to a journal in the work folder at once, what is written of the others twice a minute; a second run
+goes on from there. The declared output appears when all are finished.
 """
 
 from __future__ import annotations
 
-import base64
 import logging
-import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from rsd.decode import Completion, Request, generate_rsd, sample
-from rsd.journal import Journal
+from rsd.config import NOT_DECIDING
+from rsd.decode import Completion, Request, Snapshots, Unfinished, generate_rsd, sample
+from rsd.journal import Found, Journal
 from rsd.law import Law, Sampling
 from rsd.models import load_model, load_tokenizer, token_id
+from rsd.planning import plan_pair, plan_single
+from rsd.progress import GRADING_SECONDS, FallbackRate, Progress, Recorder, SolvedShare, begun, pack, unpack
 from rsd.prompts import encode_prompt
 from rsd.provenance import settings_digest, stamp
 from rsd.records import ATTEMPTS, read_jsonl, write_table
@@ -29,9 +29,9 @@ from rsd.stages import stage_code
 from rsd.vocabulary import Alignment, align, token_ids
 
 LOG = logging.getLogger(__name__)
-PROGRESS_SECONDS = 10.0
 # Problems whose questions both tokenizers must split alike before a pair is believed to be aligned.
 PROBES = 20
+Job = tuple[Mapping[str, Any], int]  # a problem, and the number of an attempt at it
 
 
 def run_generate_traces(
@@ -57,29 +57,49 @@ def run_generate_traces(
     records = records[shard :: settings["shards"]]
     inputs = {"problems": problems, "student": student} | ({"teacher": teacher} if teacher else {})
     provenance = stamp(settings, inputs, settings["seed"])
-    # An attempt does not depend on the lanes beside it, nor should lowering them for want of memory cost what is done.
-    decides = {key: value for key, value in settings.items() if key not in ("lanes", "device")}
+    # How fast an attempt comes: lowering the lanes for want of memory, say, must not cost what is done.
+    decides = {key: value for key, value in settings.items() if key not in NOT_DECIDING}
     identity = [decides, provenance["settings"]["inputs"], shard, stage_code("generate_traces")]
     jobs = [(record, attempt) for record in records for attempt in range(settings["attempts"])]
-    journal_path = work / f"shard-{shard:03d}-{settings_digest(identity)}.journal"
-    with Journal(journal_path) as journal:
-        done = journal.load()
-        missing = [job for job in jobs if _key(*job) not in done]
+    with Journal(work / f"shard-{shard:03d}-{settings_digest(identity)}.journal") as journal:
+        found = journal.load()
+        missing = [job for job in jobs if _key(*job) not in found.items]
         LOG.info("%d attempts, %d of them done before", len(jobs), len(jobs) - len(missing))
         if missing:
             generator = _Generator(student, teacher, settings, [record["question"] for record in records[:PROBES]])
-            progress = _Progress(len(missing))
-            for completion in generator.run(missing):
-                record, attempt = missing[completion.index]
-                journal.append(_key(record, attempt), _pack(completion, generator.decode_text(completion)))
-                progress.add(completion)
-            progress.report()
-            done = journal.load()
-    rows = [{"problem_id": record["id"], "attempt": n, **_unpack(done[_key(record, n)])} for record, n in jobs]
+            _make(generator, journal, found, jobs, missing)
+            found = journal.load()
+    rows = [{"problem_id": record["id"], "attempt": n, **_unpack(found.items[_key(record, n)])} for record, n in jobs]
     write_table(output, rows, ATTEMPTS, provenance)
     # Those of earlier settings go with it.
     for path in work.glob(f"shard-{shard:03d}-*.journal"):
         path.unlink()
+
+
+def _make(generator: _Generator, journal: Journal, found: Found, jobs: Sequence[Job], missing: Sequence[Job]) -> None:
+    """Makes the `missing` ones of `jobs` and appends them to the journal as they come; the others are in `found`."""
+    keys = [_key(*job) for job in missing]
+    started = [begun(index, found.parts.get(key, ())) for index, key in enumerate(keys)]
+    saved = {attempt.index: len(attempt.tokens) for attempt in started if attempt is not None}
+    if saved:
+        LOG.info("%d attempts go on where they were, behind %d tokens", len(saved), sum(saved.values()))
+    fallback, solved = FallbackRate(), SolvedShare(generator.settings["format"])
+    progress = Progress("attempts", len(jobs), lambda: [str(solved), str(fallback)])
+    for record, attempt in jobs:
+        if item := found.items.get(_key(record, attempt)):
+            flags = unpack(item)["fallback"]
+            progress.resume(len(flags))
+            fallback.finish(flags)
+            solved.add(item["text"], record["answer"])
+    progress.tokens_in_flight = sum(saved.values())
+    with closing(solved), Recorder(journal, keys, saved, progress, fallback.see) as recorder:
+        for completion in generator.run(missing, started, recorder):
+            text = generator.decode_text(completion)
+            journal.append(keys[completion.index], {**pack(completion), "finish": completion.finish, "text": text})
+            progress.finish(len(completion.tokens))
+            fallback.finish(completion.fallback, completion.index)
+            solved.add(text, missing[completion.index][0]["answer"])
+        solved.catch_up(GRADING_SECONDS)
 
 
 class _Generator:
@@ -91,13 +111,8 @@ class _Generator:
         self.tokenizer = load_tokenizer(student)
         self.student = load_model(student, settings["student"]["dtype"], device)
         size = self.student.get_output_embeddings().weight.shape[0]
-        self.common = {
-            "end_of_turn": token_id(self.tokenizer, settings["format"]["end_of_turn"]),
-            "context": settings["context"],
-            "max_new_tokens": settings["max_new_tokens"],
-            "lanes": settings["lanes"],
-            "emittable": token_ids(self.tokenizer, size),
-        }
+        self.end_of_turn = token_id(self.tokenizer, settings["format"]["end_of_turn"])
+        self.emittable = token_ids(self.tokenizer, size)
         self.alignment: Alignment | None = None
         if teacher is not None:
             self.teacher_tokenizer = load_tokenizer(teacher)
@@ -111,15 +126,24 @@ class _Generator:
             )
             LOG.info("the teacher lacks %d of the student's tokens", len(self.alignment.pieces))
 
-    def run(self, jobs: Sequence[tuple[Mapping[str, Any], int]]) -> Iterator[Completion]:
-        requests = (self._request(index, *job) for index, job in enumerate(jobs))
+    def run(
+        self, jobs: Sequence[Job], started: Sequence[Unfinished | None], snapshots: Snapshots
+    ) -> Iterator[Completion]:
+        """The attempts of `jobs`, each going on from what was `started` of it."""
+        requests = (self._request(index, *job, started[index]) for index, job in enumerate(jobs))
+        lengths = {name: self.settings[name] for name in ("context", "max_new_tokens")}
+        wanted = {**lengths, "sequences": len(jobs), "lanes": self.settings["lanes"]}
+        common = {**lengths, "end_of_turn": self.end_of_turn, "emittable": self.emittable, "snapshots": snapshots}
         if self.alignment is None:
-            return sample(self.student, requests, sampling=Sampling(**self.settings["sampling"]), **self.common)
-        return generate_rsd(
-            self.student, self.teacher, self.alignment, requests, law=law_of(self.settings["law"]), **self.common
-        )
+            common |= {"lanes": plan_single(self.student, **wanted), "sampling": Sampling(**self.settings["sampling"])}
+            return sample(self.student, requests, **common)
+        law = law_of(self.settings["law"])
+        wanted |= {"schedule": self.settings["schedule"], "block": self.settings["block_length"]}
+        lanes, scheduler = plan_pair(self.student, self.teacher, self.alignment, law, **wanted)
+        common |= {"lanes": lanes, "scheduler": scheduler, "law": law}
+        return generate_rsd(self.student, self.teacher, self.alignment, requests, **common)
 
-    def _request(self, index: int, record: Mapping[str, Any], attempt: int) -> Request:
+    def _request(self, index: int, record: Mapping[str, Any], attempt: int, started: Unfinished | None) -> Request:
         def prompt(tokenizer: PreTrainedTokenizerBase, side: str) -> list[int]:
             return encode_prompt(tokenizer, self.settings[side]["prompt"], record["question"], record["solution"])
 
@@ -128,6 +152,7 @@ class _Generator:
             student_prompt=prompt(self.tokenizer, "student"),
             teacher_prompt=prompt(self.teacher_tokenizer, "teacher") if self.alignment is not None else [],
             stream=("traces", self.settings["seed"], record["id"], attempt),
+            begun=started,
         )
 
     def decode_text(self, completion: Completion) -> str:
@@ -147,51 +172,9 @@ def law_of(settings: Mapping[str, Any]) -> Law:
     )
 
 
-class _Progress:
-    """A line every few seconds: done, rate, fallback rate, remaining time."""
-
-    def __init__(self, total: int) -> None:
-        self.total, self.done, self.tokens, self.fallback = total, 0, 0, 0
-        self.start = self.last = time.monotonic()
-
-    def add(self, completion: Completion) -> None:
-        self.done += 1
-        self.tokens += len(completion.tokens)
-        self.fallback += int(completion.fallback.sum())
-        if time.monotonic() - self.last > PROGRESS_SECONDS:
-            self.report()
-
-    def report(self) -> None:
-        self.last = time.monotonic()
-        seconds = max(self.last - self.start, 1e-9)
-        LOG.info(
-            "%d of %d attempts, %.0f tokens/s, fallback on %.2f %% of tokens, about %.0f s to go",
-            self.done,
-            self.total,
-            self.tokens / seconds,
-            100 * self.fallback / max(self.tokens, 1),
-            seconds / max(self.done, 1) * (self.total - self.done),
-        )
-
-
 def _key(record: Mapping[str, Any], attempt: int) -> str:
     return f"{record['id']}/{attempt}"
 
 
-# How an array of a completion is laid out in the journal: exact bits, base64.
-_COLUMNS = {"tokens": "<i4", "fallback": "|b1", "p_student": "<f4", "p_teacher": "<f4"}
-
-
-def _pack(completion: Completion, text: str) -> dict[str, Any]:
-    arrays = {
-        name: base64.b64encode(getattr(completion, name).astype(dtype).tobytes()).decode()
-        for name, dtype in _COLUMNS.items()
-    }
-    return {**arrays, "finish": completion.finish, "text": text}
-
-
 def _unpack(item: Mapping[str, Any]) -> dict[str, Any]:
-    arrays: dict[str, NDArray[Any]] = {
-        name: np.frombuffer(base64.b64decode(item[name]), dtype=dtype) for name, dtype in _COLUMNS.items()
-    }
-    return {**arrays, "finish": item["finish"], "text": item["text"]}
+    return {**unpack(item), "finish": item["finish"], "text": item["text"]}

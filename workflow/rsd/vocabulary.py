@@ -23,19 +23,33 @@ class Alignment:
 
     `to_teacher` [student vocab] int64: the teacher's id of each of the student's tokens, -1 where it has none.
     `pieces`: student's id -> the teacher's ids that spell a token which the teacher lacks.
+    `to_student` [teacher vocab] int64: the inverse, -1 for a token that the student lacks.
     """
 
     to_teacher: Tensor
     pieces: dict[int, list[int]]
+    to_student: Tensor
+
+    @classmethod
+    def of(cls, to_teacher: Tensor, pieces: dict[int, list[int]], teacher_size: int) -> Alignment:
+        """The alignment with its inverse; of the student's tokens that read alike, the lowest id."""
+        to_student = torch.full((teacher_size,), -1, dtype=torch.int64)
+        known = (to_teacher >= 0).nonzero().flatten().flip(0)
+        to_student[to_teacher[known]] = known
+        return cls(to_teacher, pieces, to_student)
+
+    @property
+    def longest_piece(self) -> int:
+        """Most teacher's tokens that one of the student's may be."""
+        return max(map(len, self.pieces.values()), default=1)
+
+    def to(self, device: torch.device) -> Alignment:
+        """The same on another device."""
+        return Alignment(self.to_teacher.to(device), self.pieces, self.to_student.to(device))
 
     def read_by_teacher(self, token: int) -> list[int]:
         """The teacher's ids for one of the student's tokens."""
         return self.pieces[token] if token in self.pieces else [int(self.to_teacher[token])]
-
-    def for_student(self, teacher_probabilities: Tensor) -> Tensor:
-        """[batch, teacher vocab] -> [batch, student vocab]; zero where the teacher lacks it, not renormalised."""
-        taken = teacher_probabilities[:, self.to_teacher.clamp(min=0)]
-        return torch.where(self.to_teacher >= 0, taken, torch.zeros_like(taken))
 
 
 def align(
@@ -74,7 +88,7 @@ def align(
             f"the vocabularies cannot be aligned: the teacher cannot read the student's token {unreadable[0]!r}; "
             "choose a teacher and a student with one vocabulary"
         )
-    return Alignment(to_teacher, pieces)
+    return Alignment.of(to_teacher, pieces, teacher_size)
 
 
 def _check_split(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, text: str) -> None:

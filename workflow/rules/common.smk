@@ -142,11 +142,11 @@ def as_json(settings):
 
 
 def deciding(settings):
-    """The part of a slice that decides the result: lanes and device only decide how fast it comes.
+    """The part of a slice that decides the result: lanes, schedule and device only decide how fast it comes.
 
     Jobs get their whole slice as a function of `output`, which Snakemake does not compare with the last run, and this.
     """
-    return as_json({key: value for key, value in settings.items() if key not in ("lanes", "device")})
+    return as_json({key: value for key, value in settings.items() if key not in settings_of.NOT_DECIDING})
 
 
 def named(flag, names, paths):

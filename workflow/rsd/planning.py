@@ -1,0 +1,149 @@
+"""Before decoding starts: what memory it takes, how many lanes fit and pay, and what schedule is right.
+
+Settings -> a plan, or an error that says what to lower; nothing is decoded here.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from rsd.costs import measure_costs, measure_pass
+from rsd.lanes import cache_bytes_per_token
+from rsd.law import Law
+from rsd.schedule import DRAFTERS, Agreement, Costs, Schedule, Scheduler, best_schedule, candidates, tokens_per_second
+from rsd.vocabulary import Alignment
+
+LOG = logging.getLogger(__name__)
+# Of the memory that is free, this much stays free; more lanes than this are never worth it.
+RESERVE, MOST_LANES = 0.1, 512
+# The fewest lanes are taken that reach this share of the best predicted speed.
+GOOD_ENOUGH = 0.95
+_LOGIT_COPIES = 4  # float32 logits, probabilities, and what they are made from
+
+
+@dataclass(frozen=True)
+class LaneBytes:
+    """Bytes that one lane takes: keys and values of all models for a full context, what it has written, its logits."""
+
+    cache: int
+    written: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        """All together."""
+        return self.cache + self.written + self.logits
+
+
+def lane_bytes(models: list[PreTrainedModel], *, context: int, max_new_tokens: int, block: int) -> LaneBytes:
+    """What a lane takes whose rounds draft up to `block` tokens."""
+    cache = sum(cache_bytes_per_token(model) * (context + block) for model in models)
+    vocabularies = sum(model.config.get_text_config().vocab_size for model in models)
+    return LaneBytes(cache, (max_new_tokens + block) * 13, block * vocabularies * 4 * _LOGIT_COPIES)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Free memory of the GPU, or what the machine or the job's control group has left for the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return min(filter(None, (_available(), _left_in_group())))
+
+
+def _available() -> int | None:
+    path = Path("/proc/meminfo")
+    if not path.exists():
+        return None
+    fields = dict(line.split(":", 1) for line in path.read_text(encoding="ascii").splitlines())
+    return int(fields["MemAvailable"].split()[0]) * 1024
+
+
+def _left_in_group() -> int | None:
+    """Control groups, version 2: what a container or a cluster's job may still take."""
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    try:
+        return max(int(limit.read_text(encoding="ascii")) - int(used.read_text(encoding="ascii")), 1)
+    except (OSError, ValueError):
+        return None
+
+
+def lanes_that_fit(wanted: int | None, each: LaneBytes, free: int, *, most: int) -> int:
+    """`wanted` lanes, or as many as fit where that is None, never more than `most`, the number of sequences.
+
+    Raises MemoryError where they do not fit, saying how many would and what to lower.
+    """
+    fit = int(free * (1 - RESERVE)) // each.total
+    need = min(wanted or 1, most)
+    if fit < need:
+        raise MemoryError(
+            f"no memory for {need} lanes: each takes {each.total / 1e9:.3g} GB ({each.cache / 1e9:.3g} GB of keys and "
+            f"values for a full context), {free / 1e9:.3g} GB are free, of which a tenth is left alone, so {fit} fit; "
+            + ("lower lanes, or leave it to the pipeline (lanes: null)" if fit else "lower context, or free memory")
+        )
+    return need if wanted else max(1, min(fit, most, MOST_LANES))
+
+
+def plan_pair(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    alignment: Alignment,
+    law: Law,
+    *,
+    context: int,
+    max_new_tokens: int,
+    sequences: int,
+    lanes: int | None,
+    schedule: str,
+    block: int | None,
+) -> tuple[int, Scheduler]:
+    """Lanes and scheduler for RSD of so many `sequences`; None and `auto` are chosen from measured costs."""
+    options = candidates(schedule, block)
+    longest = max(option.block for option in options)
+    each = lane_bytes([student, teacher], context=context, max_new_tokens=max_new_tokens, block=longest)
+    most = lanes_that_fit(lanes, each, free_bytes(student.device), most=sequences)
+    if len(options) == 1 and lanes is not None:
+        return most, Scheduler(options)
+    costs = measure_costs(student, teacher, alignment, law, context=context, tokens=min(most * longest, 1024))
+    if lanes is None:
+        most = fewest_good_lanes(costs, options, most=most, length=context / 2)
+    scheduler = Scheduler(options, costs)
+    _tell(each, most, f"schedule by cost, at first {scheduler.preview(most, context / 2)}")
+    return most, scheduler
+
+
+def plan_single(model: PreTrainedModel, *, context: int, max_new_tokens: int, sequences: int, lanes: int | None) -> int:
+    """Lanes for plain sampling of one model; None is chosen from measured costs."""
+    each = lane_bytes([model], context=context, max_new_tokens=max_new_tokens, block=1)
+    most = lanes_that_fit(lanes, each, free_bytes(model.device), most=sequences)
+    if lanes is None and most > 1:
+        cost = measure_pass(model, context=context, tokens=most)
+        speeds = {count: count / cost.predict(count, 1, context / 2) for count in _powers(most)}
+        most = _fewest(speeds)
+    _tell(each, most, "one model")
+    return most
+
+
+def fewest_good_lanes(costs: Costs, options: tuple[Schedule, ...], *, most: int, length: float) -> int:
+    """The fewest lanes, at most `most`, whose predicted speed with contexts of `length` is nearly the best."""
+    agreement = {drafter: Agreement() for drafter in DRAFTERS}
+    speeds = {}
+    for lanes in _powers(most):
+        best = best_schedule(costs, agreement, options, lanes, length)
+        speeds[lanes] = tokens_per_second(costs, agreement, best, lanes, length)
+    return _fewest(speeds)
+
+
+def _fewest(speeds: dict[int, float]) -> int:
+    return min(lanes for lanes, speed in speeds.items() if speed >= GOOD_ENOUGH * max(speeds.values()))
+
+
+def _powers(most: int) -> list[int]:
+    return [*(1 << power for power in range(most.bit_length()) if 1 << power < most), most]
+
+
+def _tell(each: LaneBytes, lanes: int, how: str) -> None:
+    LOG.info("%d lanes of %.3g GB each, %s", lanes, each.total / 1e9, how)
