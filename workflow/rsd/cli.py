@@ -210,6 +210,25 @@ def _show(a: Arguments) -> int:
     return 0
 
 
+def _bench(a: Arguments) -> None:
+    from rsd.bench_command import run_bench
+    from rsd.emulation import Emulation
+
+    print(
+        run_bench(
+            config.load(a.configs),
+            traces=a.traces,
+            emulation=Emulation(a.agreement, a.fallback) if a.random_weights else None,
+            lanes=a.lanes,
+            length=a.length,
+            new=a.new,
+            runs=a.runs,
+            threads=a.threads,
+            output=a.json,
+        )
+    )
+
+
 def _as_yaml(value: Any) -> str:
     return yaml.safe_dump(value, allow_unicode=True, sort_keys=False, width=120)
 
@@ -396,7 +415,31 @@ def build_parser() -> argparse.ArgumentParser:
     people = commands.add_parser("show", help="print an experiment's main table and where its report is")
     people.add_argument("folder", type=Path, metavar="results/EXPERIMENT")
     people.set_defaults(run=_show, for_people=True)
+    _add_bench(commands)
     return parser
+
+
+def _add_bench(commands: Any) -> None:
+    text = "measure how fast the pair of a configuration decodes here, and what the experiment would take"
+    bench = commands.add_parser("bench", help=text, description=text)
+    bench.add_argument("configs", type=Path, nargs="+", metavar="CONFIG")
+    bench.add_argument("--traces", help="trace set whose pair is measured (default: the first of method rsd)")
+    bench.add_argument(
+        "--random-weights", action="store_true", help="time random weights of the same shapes; downloads nothing"
+    )
+    bench.add_argument(
+        "--agreement", type=float, default=0.85, help="with them: share of the student's drafts that are right (0.85)"
+    )
+    bench.add_argument(
+        "--fallback", type=float, default=0.007, help="with them: share of tokens by fallback (0.007, as in the paper)"
+    )
+    bench.add_argument("--lanes", type=int, help="lanes (default: what fits and pays)")
+    bench.add_argument("--length", type=int, help="context in tokens (default: half of the trace set's)")
+    bench.add_argument("--new", type=int, default=64, help="tokens written in each lane a run (64)")
+    bench.add_argument("--runs", type=int, default=3, help="runs of each; medians are printed (3)")
+    bench.add_argument("--threads", type=int, help="CPU threads (default: all)")
+    bench.add_argument("--json", type=Path, help="also write the numbers to this file")
+    bench.set_defaults(run=_bench, for_people=True)
 
 
 if __name__ == "__main__":
