@@ -25,7 +25,7 @@ test: .venv/installed-dev
 	ruff check .
 	snakemake --lint
 	mypy
-	pytest tests/unit
+	pytest tests/unit tests/benchmarks
 	pytest tests/dag
 	pytest tests/integration
 

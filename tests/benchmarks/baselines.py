@@ -155,7 +155,7 @@ def generate_tokens(model: PreTrainedModel, prompts: Sequence[Sequence[int]], ne
     longest = max(map(len, prompts))
     tokens = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=model.device)
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
-    made = model.generate(
+    made = model.generate(  # type: ignore[operator]
         input_ids=tokens,
         attention_mask=mask,
         do_sample=True,

@@ -3,8 +3,8 @@
 Random weights in the shapes of public models, made to agree as stated (`rsd.emulation`); nothing is downloaded. Needs
 torch, transformers and this repository's files alone. On two CPU cores, and on a GPU:
 
-    PYTHONPATH=workflow:tests/benchmarks python tests/benchmarks/performance.py --pair smollm2 --json cpu.json
-    PYTHONPATH=workflow:tests/benchmarks python tests/benchmarks/performance.py --pair paper --lanes 1 32 128 \\
+    PYTHONPATH=workflow:tests python tests/benchmarks/performance.py --pair smollm2 --json cpu.json
+    PYTHONPATH=workflow:tests python tests/benchmarks/performance.py --pair paper --lanes 1 32 128 \\
         --prompt 4000 --new 32 --blocks 4 8 --runs 2 --growing-lengths 1024 4096 --growing-lanes 1 8 64 --json gpu.json
 
 Every table is printed as it is made, and `--json` is written after each part, so that a run that is cut short leaves
@@ -27,9 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from baselines import authors_way_sampled, transformers_generate
 from transformers import LlamaConfig, PreTrainedConfig, PreTrainedModel
 
+from benchmarks.baselines import authors_way_sampled, transformers_generate
+from benchmarks.models import shape
 from rsd.bench import (
     NEVER,
     Workload,
@@ -46,7 +47,7 @@ from rsd.emulation import Emulation, emulate
 from rsd.law import Law, Sampling
 from rsd.planning import free_bytes, lane_bytes, lanes_that_fit
 from rsd.schedule import LOCK_STEP, Costs, Schedule, Scheduler, candidates, describe
-from rsd.shapes import SHAPES, random_model
+from rsd.shapes import random_model
 from rsd.vocabulary import Alignment
 
 # As in config.yaml: the paper's law, by the authors' code.
@@ -55,22 +56,29 @@ AUTHORS_TOKENS, AUTHORS_PROMPT = 512, 64
 PAPER_ATTEMPTS, PAPER_TOKENS = 16_000, 7168
 
 
-def _tiny(width: int, layers: int) -> PreTrainedConfig:
+# Student, teacher, dtype; and a pair so small that all but the models shows.
+PAIRS = {
+    "smollm2": ("smollm2-135m", "smollm2-1.7b", "float32"),
+    "paper": ("qwen3-0.6b", "qwen2.5-7b", "bfloat16"),
+    "pocket": ("pocket-student", "pocket-teacher", "float32"),
+    "tiny": ("tiny", "tiny", "float32"),
+}
+
+
+def config_of(name: str) -> PreTrainedConfig:
+    """The shape of a name of PAIRS."""
+    if name != "tiny":
+        return shape(name)
     return LlamaConfig(
-        vocab_size=512, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=8192, tie_word_embeddings=True,
-    )  # fmt: skip
-
-
-# Student, teacher, dtype.
-PAIRS: dict[str, tuple[PreTrainedConfig, PreTrainedConfig, str]] = {
-    "smollm2": (
-        SHAPES["HuggingFaceTB/SmolLM2-135M-Instruct"], SHAPES["HuggingFaceTB/SmolLM2-1.7B-Instruct"], "float32"
-    ),
-    "paper": (SHAPES["Qwen/Qwen3-0.6B"], SHAPES["simplescaling/s1.1-7B"], "bfloat16"),
-    "pocket": (_tiny(64, 2), _tiny(96, 2), "float32"),
-    "tiny": (_tiny(32, 1), _tiny(64, 2), "float32"),
-}  # fmt: skip
+        vocab_size=512,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,8 @@ class Bench:
 
     def models(self, *, emulated: bool = True) -> tuple[PreTrainedModel, PreTrainedModel, Alignment]:
         """A new pair, since the decoder takes its models over; for other ways without the emulation."""
-        student, teacher, dtype = PAIRS[self.pair]
+        *names, dtype = PAIRS[self.pair]
+        student, teacher = (config_of(name) for name in names)
         made = [random_model(config, dtype=dtype, device=self.device) for config in (student, teacher)]
         if emulated:
             emulate(*made, self.emulation)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 
-import performance
 import pytest
+
+from benchmarks import performance
 
 
 @pytest.mark.parametrize("pair", ["tiny", "pocket"])

@@ -66,6 +66,7 @@ def settings_with(**changes: Any) -> dict[str, Any]:
         "task": "pocket",
         "repeats": 4,
         "lanes": 5,
+        "jobs_at_once": 1,
         "sampling": {"temperature": 1.0, "top_k": 0, "top_p": 1.0},
         "context": 40,
         "profile": "paper",

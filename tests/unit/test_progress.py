@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rsd import interruption as interruption_module
 from rsd import progress as module
 from rsd.decode import Unfinished
+from rsd.interruption import Interruption
 from rsd.journal import Journal, Part
-from rsd.progress import FallbackRate, Interruption, Progress, Recorder, SolvedShare, begun, pack, unpack
+from rsd.progress import FallbackRate, Progress, Recorder, SolvedShare, begun, pack, unpack
 
 FORMAT = {"think_close": "</think>", "end_of_turn": "<|im_end|>", "answer": "boxed"}
 
@@ -35,6 +37,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(interruption_module, "time", clock)
     return clock
 
 

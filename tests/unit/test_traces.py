@@ -47,6 +47,7 @@ SETTINGS = {
     "context": 64,
     "max_new_tokens": 24,
     "lanes": 4,
+    "jobs_at_once": 1,
     "schedule": "lock-step",
     "block_length": None,
     "shards": 2,
@@ -398,9 +399,9 @@ def test_killed_at_any_moment_it_loses_at_most_what_was_not_saved_and_ends_as_un
 @pytest.mark.parametrize(
     ("number", "whom", "words"),
     [
-        (signal.SIGTERM, "supervisor", "what was written of others saved; run the same command again to go on"),
+        (signal.SIGTERM, "supervisor", "what is written of the others is saved; run the same command again to go on"),
         # As a cluster does: the stage hears it twice, once from its supervisor.
-        (signal.SIGTERM, "everybody", "what was written of others saved; run the same command again to go on"),
+        (signal.SIGTERM, "everybody", "what is written of the others is saved; run the same command again to go on"),
         (signal.SIGINT, "everybody", "stopped by Ctrl-C; run the same command again to go on"),
     ],
     ids=["SIGTERM", "SIGTERM to all", "Ctrl-C"],

@@ -23,7 +23,7 @@ Config = dict[str, Any]
 
 ROOT = Path(__file__).parents[2]
 # Settings of a stage that decide how fast its result comes, and not what it is.
-NOT_DECIDING = ("lanes", "device", "schedule", "block_length")
+NOT_DECIDING = ("lanes", "device", "schedule", "block_length", "jobs_at_once")
 SCHEMA_PATH = Path(__file__).parents[1] / "schemas" / "config.schema.yaml"
 
 
@@ -409,7 +409,8 @@ def traces_settings(config: Config, name: str) -> Config:
     if traces["method"] == "dataset":
         return settings
     lengths = ("attempts", "context", "max_new_tokens", "lanes", "shards")
-    settings |= {key: traces[key] for key in lengths} | {"seed": config["seed"], "device": config["device"]}
+    settings |= {key: traces[key] for key in lengths}
+    settings |= {key: config[key] for key in ("seed", "device", "jobs_at_once")}
     if traces["method"] == "sample":
         return settings | {"sampling": traces["sampling"]}
     law = config["laws"][traces["law"]]
@@ -456,6 +457,7 @@ def evaluation_settings(config: Config, arm: str, task: str) -> Config:
         "format": config["format"],
         "seed": config["seed"],
         "device": config["device"],
+        "jobs_at_once": config["jobs_at_once"],
     }
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rsd import grading, prompts
+from rsd.config import NOT_DECIDING
 from rsd.journal import Journal
 from rsd.manifest import MANIFEST, verify_manifest
 from rsd.provenance import code_digest, file_digest, settings_digest, stamp
@@ -37,7 +38,7 @@ FILTER = "every-sample"  # the name of the task files' filter, which keeps them 
 # The modules that decide what a sample is; grading is done anew in every run.
 SAMPLE_CODE = ("lm", *DECODER)
 # Settings without influence on a sample: more repeats or other lanes go on with what is there.
-NOT_IN_SAMPLE = ("repeats", "lanes")
+NOT_IN_SAMPLE = ("repeats", *NOT_DECIDING)
 
 Row = dict[str, Any]
 
@@ -116,6 +117,7 @@ def load_lm(model: Path, settings: Mapping[str, Any], journal: Journal | None) -
         max_length=settings["context"],
         end_of_turn=settings["format"]["end_of_turn"],
         seed=settings["seed"],
+        sharers=settings["jobs_at_once"],
         journal=journal,
     )
 

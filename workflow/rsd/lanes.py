@@ -4,8 +4,8 @@ A lane is a row of the cache. Lanes are filled by a prompt, read further by one 
 The two models of a pair have a `ModelLanes` each, since their contexts differ in length and content.
 
 On the CPU in float32 a lane's numbers do not depend on its neighbours, on how many tokens are read at once, or on the
-number of threads, bit for bit: linear layers are packed (`packing`), attention is written out in products that keep
-their order of summation (`attention.exact_attention`). Elsewhere numbers differ by rounding.
+number of threads, bit for bit: linear layers are packed and activations steady (`packing`), attention is written out in
+products that keep their order of summation (`attention.exact_attention`). Elsewhere numbers differ by rounding.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from rsd.attention import EXACT, LENGTH_MULTIPLE, TRITON, choose_attention, exact_mask, round_up, visibility
 from rsd.graphs import WIDEST, GraphedForward, bucket
-from rsd.packing import LEAST_ROWS, can_pack, pack
+from rsd.packing import LEAST_ROWS, can_pack, pack, steady
 
 # A prompt is read in pieces of at most this many tokens, so that a long one needs no more memory than a short one.
 READ_TOKENS = 512
@@ -110,6 +110,8 @@ class ModelLanes:
         if can_pack(model):
             pack(model)
         attention = choose_attention(model.device, model.dtype)
+        if attention == EXACT:
+            steady(model)
         model.set_attn_implementation(attention)
         self.model, self.device = model, model.device
         self.exact, self.in_kernel = attention == EXACT, attention == TRITON

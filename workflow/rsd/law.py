@@ -220,9 +220,15 @@ def rsd_parts(
         tokens,
         fallback,
         mine.tokens,
-        share.pow(law.draws),
+        _power(share, law.draws),
         torch.stack((complete, fallback_complete), dim=-1),
     )
+
+
+def _power(base: Tensor, exponent: int) -> Tensor:
+    """`base` to the whole `exponent`, by products: torch.pow gives the last numbers of a tensor other bits."""
+    half = _power(base * base, exponent // 2) if exponent > 1 else torch.ones_like(base)
+    return half * base if exponent % 2 else half
 
 
 def _student_shortlist(logits: Tensor, law: Law, whole: bool) -> Shortlist:

@@ -72,6 +72,7 @@ class RsdLM(LM):
         max_length: int,
         end_of_turn: str,
         seed: int,
+        sharers: int = 1,
         journal: Journal | None = None,
     ) -> None:
         super().__init__()
@@ -80,7 +81,7 @@ class RsdLM(LM):
         self.end_of_turn = token_id(self.tokenizer, end_of_turn)
         self.lanes = None if batch_size is None else int(batch_size)
         self.max_length = int(max_length)
-        self.seed = int(seed)
+        self.seed, self.sharers = int(seed), sharers
         self.journal = journal
         self.resumed = 0  # samples taken from the journal
 
@@ -180,7 +181,7 @@ class RsdLM(LM):
             sampling=sampling,
             end_of_turn=self.end_of_turn,
             **lengths,
-            lanes=plan_single(self.model, **lengths, sequences=len(jobs), lanes=self.lanes),
+            lanes=plan_single(self.model, **lengths, sequences=len(jobs), lanes=self.lanes, sharers=self.sharers),
             emittable=token_ids(self.tokenizer, self.model.get_output_embeddings().weight.shape[0]),
             snapshots=snapshots,
         )

@@ -7,9 +7,13 @@ the number of rows beside it, from LEAST_ROWS on, and whatever the number of thr
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.activations import SiLUActivation
 
 # A single row takes another path, with another order of summation.
 LEAST_ROWS = 2
@@ -33,6 +37,22 @@ class PackedLinear(torch.nn.Module):
         return torch.ops.mkldnn._linear_pointwise(values, self.packed, self.bias, "none", [], "")
 
 
+class SteadySiLU(torch.nn.Module):
+    """x * sigmoid(x), of operations that give a number the same bits wherever in a tensor it stands.
+
+    torch's own computes the last numbers of every thread's share by another exponential function.
+    """
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Elementwise, float32."""
+        return values / torch.exp(-values).add_(1)
+
+
+def steady(model: PreTrainedModel) -> None:
+    """Replaces every SiLU of a model by a steady one."""
+    _replace(model, (torch.nn.SiLU, SiLUActivation), lambda _: SteadySiLU())
+
+
 def can_pack(model: PreTrainedModel) -> bool:
     """Is this a model, and this a build of torch, that can be packed?"""
     return (
@@ -50,7 +70,11 @@ def pack(model: PreTrainedModel) -> None:
 
     A model that is packed already stays as it is.
     """
-    layers = [(name, layer) for name, layer in model.named_modules() if type(layer) is torch.nn.Linear]
+    _replace(model, (torch.nn.Linear,), PackedLinear)
+
+
+def _replace(model: PreTrainedModel, kinds: tuple[type, ...], make: Callable[[Any], torch.nn.Module]) -> None:
+    layers = [(name, layer) for name, layer in model.named_modules() if type(layer) in kinds]
     for name, layer in layers:
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, PackedLinear(layer))
+        setattr(model.get_submodule(parent), child, make(layer))

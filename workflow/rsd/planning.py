@@ -23,6 +23,7 @@ LOG = logging.getLogger(__name__)
 RESERVE, MOST_LANES = 0.1, 512
 # The fewest lanes are taken that reach this share of the best predicted speed.
 GOOD_ENOUGH = 0.95
+CONTROL_GROUP = Path("/sys/fs/cgroup")
 _LOGIT_COPIES = 4  # float32 logits, probabilities, and what they are made from
 
 
@@ -64,14 +65,14 @@ def _available() -> int | None:
 
 def _left_in_group() -> int | None:
     """Control groups, version 2: what a container or a cluster's job may still take."""
-    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    limit, used = (CONTROL_GROUP / name for name in ("memory.max", "memory.current"))
     try:
         return max(int(limit.read_text(encoding="ascii")) - int(used.read_text(encoding="ascii")), 1)
     except (OSError, ValueError):
         return None
 
 
-def lanes_that_fit(wanted: int | None, each: LaneBytes, free: int, *, most: int) -> int:
+def lanes_that_fit(wanted: int | None, each: LaneBytes, free: float, *, most: int) -> int:
     """`wanted` lanes, or as many as fit where that is None, never more than `most`, the number of sequences.
 
     Raises MemoryError where they do not fit, saying how many would and what to lower.
@@ -99,12 +100,16 @@ def plan_pair(
     lanes: int | None,
     schedule: str,
     block: int | None,
+    sharers: int = 1,
 ) -> tuple[int, Scheduler]:
-    """Lanes and scheduler for RSD of so many `sequences`; None and `auto` are chosen from measured costs."""
+    """Lanes and scheduler for RSD of so many `sequences`; None and `auto` are chosen from measured costs.
+
+    `sharers`: so many jobs share the free memory.
+    """
     options = candidates(schedule, block)
     longest = max(option.block for option in options)
     each = lane_bytes([student, teacher], context=context, max_new_tokens=max_new_tokens, block=longest)
-    most = lanes_that_fit(lanes, each, free_bytes(student.device), most=sequences)
+    most = lanes_that_fit(lanes, each, free_bytes(student.device) / sharers, most=sequences)
     if len(options) == 1 and lanes is not None:
         return most, Scheduler(options)
     costs = measure_costs(student, teacher, alignment, law, context=context, tokens=min(most * longest, 1024))
@@ -115,10 +120,18 @@ def plan_pair(
     return most, scheduler
 
 
-def plan_single(model: PreTrainedModel, *, context: int, max_new_tokens: int, sequences: int, lanes: int | None) -> int:
-    """Lanes for plain sampling of one model; None is chosen from measured costs."""
+def plan_single(
+    model: PreTrainedModel,
+    *,
+    context: int,
+    max_new_tokens: int,
+    sequences: int,
+    lanes: int | None,
+    sharers: int = 1,
+) -> int:
+    """Lanes for plain sampling of one model; None is chosen from measured costs. `sharers` as in `plan_pair`."""
     each = lane_bytes([model], context=context, max_new_tokens=max_new_tokens, block=1)
-    most = lanes_that_fit(lanes, each, free_bytes(model.device), most=sequences)
+    most = lanes_that_fit(lanes, each, free_bytes(model.device) / sharers, most=sequences)
     if lanes is None and most > 1:
         cost = measure_pass(model, context=context, tokens=most)
         speeds = {count: count / cost.predict(count, 1, context / 2) for count in _powers(most)}

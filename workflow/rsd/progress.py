@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import base64
 import logging
-import os
-import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -25,6 +22,7 @@ from numpy.typing import NDArray
 from rsd.decode import Completion, Unfinished
 from rsd.formatting import duration
 from rsd.grading import grade, is_gradable
+from rsd.interruption import Interruption
 from rsd.journal import Journal, Part
 from rsd.prompts import extract_answer
 from rsd.supervise import GO_ON
@@ -35,8 +33,6 @@ FLUSH_SECONDS = 30.0
 REPORT_SECONDS = 10.0
 # The rate is that of so many reports back: a minute, or longer where a round takes longer than REPORT_SECONDS.
 RATE_REPORTS = 6
-# Signals that come together are one wish.
-ONE_WISH_SECONDS = 1.0
 GRADING_SECONDS = 5.0
 
 
@@ -65,62 +61,6 @@ def begun(index: int, parts: Sequence[Part]) -> Unfinished | None:
         return None
     pieces = [unpack(part.content) for part in parts]
     return Unfinished(index, **{name: np.concatenate([piece[name] for piece in pieces]) for name in COLUMNS})
-
-
-# --- signals ---------------------------------------------------------------------------------------------------------
-
-
-class Interruption:
-    """Remembers SIGTERM and Ctrl-C until it is a good time to end; a second one acts at once.
-
-    A cluster sends SIGTERM to every process of a job and `supervise` passes its own on, so a second one within
-    ONE_WISH_SECONDS is still the first wish.
-    """
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._heard = 0.0
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> Interruption:
-        self.listen()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.leave()
-
-    def listen(self) -> None:
-        """From now on signals are remembered; in the main thread alone, since Python allows no other."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number in (signal.SIGTERM, signal.SIGINT):
-            # Who starts a job with a signal ignored wants it ignored.
-            if number not in self._previous and signal.getsignal(number) is not signal.SIG_IGN:
-                self._previous[number] = signal.signal(number, self._hear)
-
-    def leave(self) -> None:
-        """From now on signals do what they did before `listen`."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
-
-    def end(self) -> None:
-        """Ends the process for the signal that was received, if any: KeyboardInterrupt, or SystemExit with 128 + its
-        number."""
-        if self.received == signal.SIGINT:
-            raise KeyboardInterrupt
-        if self.received is not None:
-            raise SystemExit(128 + self.received)
-
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if self.received is None:
-            self.received, self._heard = number, now
-        elif now - self._heard > ONE_WISH_SECONDS:
-            self.leave()
-            os.kill(os.getpid(), number)
 
 
 # --- the line in the log ---------------------------------------------------------------------------------------------
@@ -331,10 +271,8 @@ class Recorder:
         if self.interruption.received is None:
             return
         LOG.warning(
-            "stopped with %d of %d %s finished, and what was written of others saved; %s",
-            self.progress.finished,
-            self.progress.total,
-            self.progress.noun,
-            GO_ON,
+            "stopped with %d of %d %s finished; what is written of the others is %s; %s",
+            *(self.progress.finished, self.progress.total, self.progress.noun),
+            *("saved" if self.journal is not None else "lost", GO_ON),
         )
         self.interruption.end()

@@ -25,6 +25,7 @@ PLUMBING = (
     "download",
     "emulation",
     "graphs",
+    "interruption",
     "journal",
     "manifest",
     "package",

@@ -47,8 +47,9 @@ def run_generate_traces(
 ) -> None:
     """Writes the ATTEMPTS of one shard (problems number shard, shard + shards, ...), sorted by problem and attempt.
 
-    `settings` is `config.traces_settings`; `teacher` is needed for method rsd. Raises ValueError for an empty problem
-    set, vocabularies that cannot be aligned, and prompts that leave no room in the context.
+    `settings` is `config.traces_settings`; `teacher` is needed for method rsd. SIGTERM and Ctrl-C save what is written
+    and end the process (SystemExit 143, KeyboardInterrupt). Raises ValueError for an empty problem set, vocabularies
+    that cannot be aligned, and prompts that leave no room in the context.
     """
     set_threads(threads)
     records = read_jsonl(problems)
@@ -133,6 +134,7 @@ class _Generator:
         requests = (self._request(index, *job, started[index]) for index, job in enumerate(jobs))
         lengths = {name: self.settings[name] for name in ("context", "max_new_tokens")}
         wanted = {**lengths, "sequences": len(jobs), "lanes": self.settings["lanes"]}
+        wanted |= {"sharers": self.settings["jobs_at_once"]}
         common = {**lengths, "end_of_turn": self.end_of_turn, "emittable": self.emittable, "snapshots": snapshots}
         if self.alignment is None:
             common |= {"lanes": plan_single(self.student, **wanted), "sampling": Sampling(**self.settings["sampling"])}

@@ -18,13 +18,10 @@ import inspect
 import logging
 import math
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any
 
 import numpy as np
@@ -39,6 +36,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from rsd.checkpoints import KEPT_CHECKPOINTS, checkpoint_folders, newest_checkpoint, seal_checkpoint, step_of
+from rsd.interruption import Interruption
 from rsd.manifest import verify_manifest, write_manifest
 from rsd.models import load_model, load_tokenizer, vocabulary_digest
 from rsd.provenance import settings_digest, stamp
@@ -405,41 +403,10 @@ class Conductor(TrainerCallback):
         )
 
 
-class Interruption:
-    """Remembers SIGTERM and Ctrl-C until a step is over; a second one acts at once. Use as a context manager."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> Interruption:
-        # Python allows handlers in the main thread alone; elsewhere signals are somebody else's business.
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._remember)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._restore()
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
-
-
 def _stop(interruption: Interruption, step: int, steps: int) -> None:
     """Ends the process after a signal, not as a success."""
     LOG.warning("stopped after step %d of %d, which is saved; run the same command again to go on", step, steps)
-    if interruption.received == signal.SIGINT:
-        raise KeyboardInterrupt
-    raise SystemExit(128 + (interruption.received or signal.SIGTERM))
+    interruption.end()
 
 
 # --- checks ----------------------------------------------------------------------------------------------------------
