@@ -23,7 +23,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from rsd import fused
 from rsd import lanes as lanes_module
+from rsd.fused import can_fuse
 from rsd.lanes import ModelLanes
 from rsd.packing import PackedLinear
 
@@ -97,10 +99,10 @@ def after_prompt(model: PreTrainedModel, lanes: int = 1, lane: int = 0) -> Model
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral"])
 def test_logits_are_those_of_transformers_and_the_same_bits_token_by_token_in_blocks_and_after_reading(family, tied):
     """Against the untouched model in float64; the error may be four times what transformers' own has in float32."""
-    untouched = small(family, tied=tied)
+    untouched = small(family, tied=tied, **({"sliding_window": None} if family == "mistral" else {}))
     assert (family == "qwen2") == any(name.endswith("q_proj.bias") for name, _ in untouched.named_parameters())
     lanes = ModelLanes(copy.deepcopy(untouched), 1, CONTEXT)
     whole = forward(lanes, [TOKENS])[0]
@@ -112,11 +114,14 @@ def test_logits_are_those_of_transformers_and_the_same_bits_token_by_token_in_bl
     exact = untouched.double()(torch.tensor([TOKENS])).logits[0]
     theirs = untouched.float()(torch.tensor([TOKENS])).logits[0]
     assert (whole - exact).abs().max() <= 4 * (theirs - exact).abs().max()
-    assert isinstance(lanes.model.lm_head, PackedLinear)
+    # Mistral is run by transformers' own code, with packed layers.
+    assert can_fuse(lanes.model) == (family != "mistral")
+    assert isinstance(lanes.model.lm_head, PackedLinear) == (family == "mistral")
 
 
 def test_a_model_that_cannot_be_packed_is_right_to_rounding(alone, monkeypatch):
-    monkeypatch.setattr(lanes_module, "can_pack", lambda _: False)
+    for module in (lanes_module, fused):
+        monkeypatch.setattr(module, "can_pack", lambda _: False)
     lanes = after_prompt(small(), lanes=3)
     assert type(lanes.model.lm_head) is torch.nn.Linear
     logits = forward(lanes, [TOKENS[PROMPT:]])[0]

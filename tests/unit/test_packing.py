@@ -1,4 +1,5 @@
-"""Packed linear layers: right to rounding, and in float32 the same bits for a row whatever stands beside it."""
+"""Packed linear layers and steady activations: right to rounding, and in float32 the same bits for a row whatever
+stands beside it."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from pairs import tiny_model
-from rsd.packing import LEAST_ROWS, PackedLinear, can_pack, pack
+from rsd.packing import LEAST_ROWS, PackedLinear, SteadySiLU, can_pack, pack, steady
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 BFLOAT16 = pytest.param(
@@ -119,6 +120,36 @@ def test_packing_twice_changes_nothing():
     pack(model)
     assert dict(model.named_modules()) == layers
     assert torch.equal(model(tokens).logits, logits)
+
+
+def test_a_steady_silu_is_silu_to_rounding_at_every_size_of_number():
+    """Against float64: a few roundings of the result, and what is lost where the exponential overflows, below 1e-36."""
+    values = torch.cat((torch.linspace(-120, 120, 4001), torch.tensor([0.0, -0.0, 1e-30, -1e30, 1e30])))
+    exact = torch.nn.functional.silu(values.double())
+    assert ((SteadySiLU()(values).double() - exact).abs() <= 4 * 2**-24 * exact.abs() + 1e-36).all()
+
+
+def test_a_steady_silu_gives_a_number_the_same_bits_wherever_it_stands():
+    """torch's own does not: it computes the last numbers of every thread's share in another way."""
+    values = torch.randn(1, 60_000, generator=torch.Generator().manual_seed(0))
+    whole = SteadySiLU()(values)
+    for count in range(1, 100):
+        assert torch.equal(SteadySiLU()(values[:, 7 : 7 + count].contiguous()), whole[:, 7 : 7 + count])
+    for threads in (2, 3, 5, 7):
+        torch.set_num_threads(threads)
+        assert torch.equal(SteadySiLU()(values), whole)
+
+
+def test_every_silu_of_a_model_is_made_steady_and_nothing_else_changes():
+    model, tokens = small_model(tied=True), torch.arange(12).view(2, 6)
+    before, kinds = model(tokens).logits, {name: type(module) for name, module in model.named_modules()}
+    steady(model)
+    after = {name: type(module) for name, module in model.named_modules()}
+    assert {name: kind for name, kind in after.items() if kind is SteadySiLU} == {
+        f"model.layers.{layer}.mlp.act_fn": SteadySiLU for layer in range(2)
+    }
+    assert {name: kind for name, kind in after.items() if kind is not SteadySiLU}.items() <= kinds.items()
+    assert torch.allclose(model(tokens).logits, before, rtol=0, atol=1e-5)
 
 
 def test_a_packed_layer_keeps_its_size_and_lets_go_of_the_weights():

@@ -27,9 +27,9 @@ def pair():
 
 
 def test_a_lane_takes_what_its_tensors_take(pair):
-    """Per lane, from what is really allocated: caches are rounded up to 128 entries, so 128 is asked for."""
+    """Per lane, from what is really allocated."""
     lanes, block = 6, 4
-    each = lane_bytes(list(pair[:2]), context=128 - block, max_new_tokens=40, block=block)
+    each = lane_bytes(list(pair[:2]), context=128, max_new_tokens=40, block=block)
     sides = [ModelLanes(model, lanes, 128) for model in pair[:2]]
     caches = sum(entry.nbytes for side in sides for entry in (*side.cache.keys, *side.cache.values))
     assert each.cache == caches / lanes

@@ -11,6 +11,7 @@ once. One of these functions is registered with transformers for each kind of ma
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -97,9 +98,13 @@ def triton_attention(
     return lane_attention(query, keys, values, mask.flatten(), scaling), None
 
 
-AttentionInterface.register(EXACT, exact_attention)
-AttentionInterface.register(FUSED, fused_attention)
-AttentionInterface.register(TRITON, triton_attention)
+ATTENTION: dict[str, Callable[..., tuple[Tensor, None]]] = {
+    EXACT: exact_attention,
+    FUSED: fused_attention,
+    TRITON: triton_attention,
+}
+for _name, _function in ATTENTION.items():
+    AttentionInterface.register(_name, _function)
 
 
 def choose_attention(device: torch.device, dtype: torch.dtype) -> str:

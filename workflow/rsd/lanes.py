@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rsd.attention import EXACT, LENGTH_MULTIPLE, TRITON, choose_attention, exact_mask, round_up, visibility
+from rsd.fused import can_fuse, fuse
 from rsd.graphs import WIDEST, GraphedForward, bucket
 from rsd.packing import LEAST_ROWS, can_pack, pack, steady
 
@@ -107,17 +108,19 @@ class ModelLanes:
         MemoryError where the cache does not fit.
         """
         _check(model, length)
-        if can_pack(model):
-            pack(model)
         attention = choose_attention(model.device, model.dtype)
-        if attention == EXACT:
-            steady(model)
+        if can_fuse(model):
+            fuse(model)
+        elif can_pack(model):
+            pack(model)
+            if attention == EXACT:
+                steady(model)
         model.set_attn_implementation(attention)
         self.model, self.device = model, model.device
         self.exact, self.in_kernel = attention == EXACT, attention == TRITON
         config = model.config.get_text_config()
         self.shared = config.num_attention_heads // config.num_key_value_heads
-        rows = bucket(lanes) if self.in_kernel else max(lanes, LEAST_ROWS)
+        rows = bucket(lanes) if self.in_kernel else lanes
         spare = WIDEST if self.in_kernel else 0
         self.cache = LaneCache(model, rows, round_up(length + spare, LENGTH_MULTIPLE), transposed=self.exact)
         # How much each lane holds: for the model, and the same numbers where looking at them costs nothing.
@@ -141,10 +144,12 @@ class ModelLanes:
         The lengths stay: what was read counts when `advance` says so, and is overwritten otherwise.
         """
         count, width = tokens.shape
-        rows = max(count, LEAST_ROWS) if width == 1 else count
-        if rows > count:
-            tokens = torch.nn.functional.pad(tokens, (0, 0, 0, rows - count))
-        return self._forward(rows, self.lengths[:rows] + ahead, self.known_lengths[:rows] + ahead, tokens)[:count]
+        # A few lanes read some tokens too many where fewer rows would be summed in another order; like drafts that come
+        # to nothing, these are overwritten by what is read next.
+        spare = -(-LEAST_ROWS // count) - width
+        if self.exact and spare > 0:
+            tokens = torch.nn.functional.pad(tokens, (0, spare))
+        return self._forward(self.lengths[:count] + ahead, self.known_lengths[:count] + ahead, tokens)[:, :width]
 
     def advance(self, emitted: Tensor, known: NDArray[np.int64]) -> None:
         """Lets the first n lanes hold `emitted` [n] more tokens; `known` are the same numbers."""
@@ -156,7 +161,7 @@ class ModelLanes:
         """Appends tokens to one lane's context, without looking at what the model makes of them."""
         for start in range(0, len(tokens), READ_TOKENS):
             piece = list(tokens[start : start + READ_TOKENS])
-            # A row more than needed where a single one would be summed in another order; it is overwritten.
+            # As in `forward`.
             padded = piece + [0] * (LEAST_ROWS - len(piece))
             self._read_piece(lane, torch.tensor([padded], device=self.device))
             self.lengths[lane] += len(piece)
@@ -198,7 +203,7 @@ class ModelLanes:
         """How many more tokens a lane can take."""
         return self.cache.length - int(self.known_lengths[lane])
 
-    def _forward(self, rows: int, starts: Tensor, known: NDArray[np.int64], tokens: Tensor) -> Tensor:
+    def _forward(self, starts: Tensor, known: NDArray[np.int64], tokens: Tensor) -> Tensor:
         if self.graphed is not None:
             return self.graphed(tokens, starts)
         return self._model_forward(tokens, starts, self._live(int(known.max()) + tokens.shape[1]))

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 
 # A single row takes another path, with another order of summation.
-LEAST_ROWS = 2
+LEAST_ROWS = 4
 # The layout is made for about this many rows and works for any number.
 _TYPICAL_ROWS = 32
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from rsd.attention import LENGTH_MULTIPLE, round_up
 from rsd.costs import measure_costs, measure_pass
 from rsd.lanes import cache_bytes_per_token
 from rsd.law import Law
@@ -43,7 +44,7 @@ class LaneBytes:
 
 def lane_bytes(models: list[PreTrainedModel], *, context: int, max_new_tokens: int, block: int) -> LaneBytes:
     """What a lane takes whose rounds draft up to `block` tokens."""
-    cache = sum(cache_bytes_per_token(model) * (context + block) for model in models)
+    cache = sum(cache_bytes_per_token(model) for model in models) * round_up(context, LENGTH_MULTIPLE)
     vocabularies = sum(model.config.get_text_config().vocab_size for model in models)
     return LaneBytes(cache, (max_new_tokens + block) * 13, block * vocabularies * 4 * _LOGIT_COPIES)
 

@@ -21,7 +21,7 @@ BLOCKS = (1, 2, 3, 4, 5, 6, 8, 10, 12)
 # The longest block that a configuration may name.
 LONGEST_BLOCK = 64
 # Rounds that each drafter is tried at the start, the block then, and the rounds between two choices.
-TRIAL_ROUNDS, TRIAL_BLOCK, ROUNDS_BETWEEN = 6, 5, 32
+TRIAL_ROUNDS, TRIAL_BLOCK, ROUNDS_BETWEEN = 3, 5, 32
 # Counts of agreement are halved when they reach this, so that they follow the work.
 MEMORY = 20_000
 

@@ -47,6 +47,7 @@ DECODER = (
     "attention",
     "attention_triton",
     "decode",
+    "fused",
     "lanes",
     "law",
     "models",
