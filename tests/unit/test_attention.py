@@ -152,13 +152,14 @@ def test_a_token_has_the_same_bits_whatever_the_block_the_live_length_and_the_ne
 @pytest.mark.parametrize(("groups", "shared", "size"), [(1, 3, 64), (2, 7, 128), (3, 1, 64)])
 def test_a_token_has_the_same_bits_in_the_longest_contexts_on_one_thread_or_two(groups, shared, size):
     keys, values = cache(2, groups, size, LONGEST)
-    query = queries(2, groups * shared, 12, size)
-    for start in (5, 1000, LONGEST - 12):
+    width = 5
+    query = queries(2, groups * shared, width, size)
+    for start in (5, 1000, LONGEST - width):
         alone = token_by_token(query[:1], keys[:1], values[:1], start)
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            for live in {round_up(start + 12, LENGTH_MULTIPLE), 2048, LONGEST}:
-                if live >= start + 12:
+            for live in {round_up(start + width, LENGTH_MULTIPLE), 2048, LONGEST}:
+                if live >= start + width:
                     together = exact(query, keys, values, torch.tensor([start, 3]), live)[0]
                     assert torch.equal(together, alone), (start, threads, live)
         torch.set_num_threads(1)

@@ -27,7 +27,7 @@ from rsd import fused
 from rsd import lanes as lanes_module
 from rsd.fused import can_fuse
 from rsd.lanes import ModelLanes
-from rsd.packing import PackedLinear
+from rsd.packing import LEAST_ROWS, PackedLinear
 
 FAMILIES = {
     "llama": (LlamaConfig, LlamaForCausalLM),
@@ -182,6 +182,25 @@ def test_a_lane_has_the_same_bits_however_it_is_read_and_whoever_its_neighbours_
     last = generator.integers(0, VOCAB, (count, 1))
     last[lane] = TOKENS[position]
     assert torch.equal(forward(lanes, last)[lane, 0], alone[position])
+
+
+@pytest.mark.parametrize("family", ["qwen3", "mistral"])
+def test_no_product_has_fewer_rows_than_keep_their_order_of_summation(family, monkeypatch):
+    """Small layers would not show it: there a few rows are summed in the same order by luck."""
+    rows, product = [], PackedLinear.forward
+
+    def watched(self, values):
+        rows.append(values.numel() // values.shape[-1])
+        return product(self, values)
+
+    monkeypatch.setattr(PackedLinear, "forward", watched)
+    lanes = ModelLanes(small(family), 5, CONTEXT)
+    for length in range(1, 5):
+        lanes.fill(0, TOKENS[:length])
+    for count in range(1, 6):
+        for width in range(1, 5):
+            assert forward(lanes, [TOKENS[:width]] * count).shape == (count, width, VOCAB)
+    assert min(rows) >= LEAST_ROWS
 
 
 def test_a_lane_has_the_same_bits_on_two_threads(model, alone):
