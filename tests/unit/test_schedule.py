@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -118,6 +121,15 @@ def test_old_counts_fade():
     assert agreement.rate < 0.1
 
 
+def test_the_longest_block_that_a_configuration_may_name_is_counted_and_predicted():
+    schema = yaml.safe_load((Path(__file__).parents[2] / "workflow/schemas/config.schema.yaml").read_text())
+    longest = schema["$defs"]["trace_set"]["properties"]["block_length"]["maximum"]
+    agreement = Agreement()
+    for _ in range(10):
+        agreement.observe(np.full(1000, longest), longest - 1)
+    assert agreement.expected_tokens(longest) > agreement.expected_tokens(longest - 1) > 0.9 * longest
+
+
 def test_the_best_schedule_follows_the_costs():
     agreeing, options = with_agreement(0.95), candidates("auto", None)
     teacher_heavy = Costs(flat(1.0), flat(12.0), FLAT)
@@ -161,6 +173,15 @@ def test_both_drafters_are_tried_then_the_best_is_kept():
     later = chosen[2 * TRIAL_ROUNDS :]
     assert {entry.drafter for entry in later} == {"student"}
     assert min(entry.block for entry in later) > 5
+
+
+def test_a_choice_is_made_right_after_the_trials_and_again_after_so_many_rounds(monkeypatch):
+    choices = []
+    monkeypatch.setattr("rsd.schedule.best_schedule", lambda *_: choices.append(len(rounds)) or LOCK_STEP)
+    scheduler, rounds = Scheduler(candidates("auto", None), Costs(flat(1.0), flat(1.0), FLAT)), []
+    for _ in range(2 * TRIAL_ROUNDS + 2 * ROUNDS_BETWEEN + 1):
+        rounds.append(scheduler.choose(4, 100))
+    assert choices == [2 * TRIAL_ROUNDS + ROUNDS_BETWEEN * number for number in range(3)]
 
 
 def test_the_choice_follows_the_work():

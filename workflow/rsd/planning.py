@@ -6,6 +6,7 @@ Settings -> a plan, or an error that says what to lower; nothing is decoded here
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,21 +57,28 @@ def free_bytes(device: torch.device) -> int:
     return min(filter(None, (_available(), _left_in_group())))
 
 
-def _available() -> int | None:
+def _available() -> int:
     path = Path("/proc/meminfo")
     if not path.exists():
-        return None
+        # Not Linux: all that there is.
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     fields = dict(line.split(":", 1) for line in path.read_text(encoding="ascii").splitlines())
     return int(fields["MemAvailable"].split()[0]) * 1024
 
 
 def _left_in_group() -> int | None:
-    """Control groups, version 2: what a container or a cluster's job may still take."""
-    limit, used = (CONTROL_GROUP / name for name in ("memory.max", "memory.current"))
+    """Control groups, version 2: what a container or a cluster's job may still take. Files that were read, a model's
+    say, count as used, but make way."""
     try:
-        return max(int(limit.read_text(encoding="ascii")) - int(used.read_text(encoding="ascii")), 1)
+        limit, used = (int(_group_file(name)) for name in ("memory.max", "memory.current"))
+        fields = dict(line.split() for line in _group_file("memory.stat").splitlines())
+        return max(limit - used + int(fields.get("inactive_file", 0)), 1)
     except (OSError, ValueError):
         return None
+
+
+def _group_file(name: str) -> str:
+    return (CONTROL_GROUP / name).read_text(encoding="ascii")
 
 
 def lanes_that_fit(wanted: int | None, each: LaneBytes, free: float, *, most: int) -> int:
