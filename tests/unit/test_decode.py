@@ -635,3 +635,13 @@ def test_logits_that_are_no_numbers_stop_the_run(broken):
 
 def test_no_requests_give_nothing(pair):
     assert run(pair, [], lanes=4) == {}
+
+
+def test_a_single_row_whose_shortlist_is_too_short_is_asked_for_again():
+    """One lane, and a vocabulary of 400 equally likely tokens: no shortlist of 128 holds a nucleus of 95 %."""
+    model = tiny_model(1, 400, scale=1e-6)
+    request = dataclasses.replace(requests(1)[0], teacher_prompt=[])
+    (done,) = sample(
+        model, [request], sampling=Sampling(1.0, 0, 0.95), end_of_turn=400, context=CONTEXT, max_new_tokens=6, lanes=1
+    )
+    assert len(done.tokens) == 6

@@ -274,7 +274,7 @@ def _draw(parts: Callable[[Tensor | slice, bool], Parts], noise: Tensor) -> tupl
     every = torch.zeros(2, dtype=torch.int64, device=noise.device) if len(noise) == 1 else slice(None)
     tokens, fallback, complete = draw(parts(every, False), noise[every])
     if not bool(complete.all()):
-        rows = (~complete).nonzero().flatten()
+        rows = (~complete[: len(noise)]).nonzero().flatten()
         rows = rows.repeat(2) if len(rows) == 1 else rows
         tokens[rows], fallback[rows], _ = draw(parts(rows, True), noise[rows])
     return tokens[: len(noise)], fallback[: len(noise)]
