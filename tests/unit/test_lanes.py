@@ -357,3 +357,18 @@ def test_a_context_longer_than_the_positions_is_refused(model):
     ModelLanes(model, 1, 512)
     with pytest.raises(ValueError, match=r"a context of 513 tokens is asked for, but qwen3 was made for 512; lower"):
         ModelLanes(model, 1, 513)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_positions_that_depend_on_other_lanes_are_refused(kind):
+    model = small("llama")
+    model.config.rope_parameters = {"rope_type": kind, "rope_theta": 10_000.0}
+    with pytest.raises(ValueError, match=f"positions of the kind '{kind}' depend on the longest context"):
+        ModelLanes(model, 2, CONTEXT)
+
+
+def test_a_tied_output_layer_that_is_not_packed_is_not_copied(monkeypatch):
+    monkeypatch.setattr(fused, "can_pack", lambda _: False)
+    model = small("llama", tied=True)
+    ModelLanes(model, 2, CONTEXT)
+    assert model._rsd_fused.head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()

@@ -11,6 +11,7 @@ from test_decode import LAW, assert_bit_equal, requests
 from pairs import END, STUDENT_SIZE, TEACHER_SIZE, tiny_alignment, tiny_model
 from rsd import planning
 from rsd.decode import _State, generate_rsd
+from rsd.graphs import bucket
 from rsd.lanes import ModelLanes
 from rsd.planning import LaneBytes, fewest_good_lanes, free_bytes, lane_bytes, lanes_that_fit, plan_pair, plan_single
 from rsd.schedule import BLOCKS, LOCK_STEP, Costs, PassCost, Scheduler, candidates
@@ -50,6 +51,14 @@ def test_lanes_fit_to_the_last_byte_that_is_not_reserved():
         lanes_that_fit(10, EACH, 10_000, most=100)
     with pytest.raises(MemoryError, match=r"no memory for 1 lanes: .* so 0 fit; lower context, or free memory"):
         lanes_that_fit(None, EACH, 1000, most=100)
+
+
+def test_rows_that_a_graph_adds_must_fit_too():
+    """Room for 40 rows: 33 to 48 lanes would take a graph of 48."""
+    assert lanes_that_fit(None, EACH, 45_000, most=100, allocated=bucket) == 32
+    assert lanes_that_fit(17, EACH, 45_000, most=100, allocated=bucket) == 17
+    with pytest.raises(MemoryError, match="so 32 fit"):
+        lanes_that_fit(33, EACH, 45_000, most=100, allocated=bucket)
 
 
 def test_the_fewest_lanes_are_taken_that_are_nearly_as_fast_as_any():

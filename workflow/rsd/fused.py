@@ -25,7 +25,9 @@ _FUSED = "_rsd_fused"
 
 def _joined(layers: list[torch.nn.Linear], packed: bool) -> torch.nn.Module:
     """Some linear layers that read the same input, as one: input [..., in] -> outputs beside each other."""
-    weight = torch.cat([layer.weight.detach() for layer in layers])
+    weights = [layer.weight.detach() for layer in layers]
+    # A layer alone is not copied: an output layer tied to the embedding stays the same memory.
+    weight = torch.cat(weights) if len(weights) > 1 else weights[0]
     whole = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=layers[0].bias is not None, device="meta")
     whole.weight = torch.nn.Parameter(weight, requires_grad=False)
     if layers[0].bias is not None:

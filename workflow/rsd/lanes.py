@@ -256,6 +256,12 @@ def _check(model: PreTrainedModel, length: int) -> None:
             f"{model.config.model_type}: layers of the kinds {sorted(kinds)} are not supported; "
             "choose a model in which every layer attends to everything before it"
         )
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope in ("dynamic", "longrope"):
+        raise ValueError(
+            f"{model.config.model_type}: positions of the kind {rope!r} depend on the longest context beside a lane, "
+            "so lanes would change each other; choose a model with another kind of positions"
+        )
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and length > positions:
         raise ValueError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 
 from rsd.attention import LENGTH_MULTIPLE, round_up
 from rsd.costs import measure_costs, measure_pass
+from rsd.graphs import bucket
 from rsd.lanes import cache_bytes_per_token
 from rsd.law import Law
 from rsd.schedule import DRAFTERS, Agreement, Costs, Schedule, Scheduler, best_schedule, candidates, tokens_per_second
@@ -81,12 +83,19 @@ def _group_file(name: str) -> str:
     return (CONTROL_GROUP / name).read_text(encoding="ascii")
 
 
-def lanes_that_fit(wanted: int | None, each: LaneBytes, free: float, *, most: int) -> int:
+def lanes_that_fit(
+    wanted: int | None, each: LaneBytes, free: float, *, most: int, allocated: Callable[[int], int] = int
+) -> int:
     """`wanted` lanes, or as many as fit where that is None, never more than `most`, the number of sequences.
+
+    `allocated`: how many rows are allocated for so many lanes (those of a CUDA graph, on a GPU).
 
     Raises MemoryError where they do not fit, saying how many would and what to lower.
     """
-    fit = int(free * (1 - RESERVE)) // each.total
+    rows = int(free * (1 - RESERVE)) // each.total
+    fit = rows
+    while fit and allocated(fit) > rows:
+        fit -= 1
     need = min(wanted or 1, most)
     if fit < need:
         raise MemoryError(
@@ -118,7 +127,9 @@ def plan_pair(
     options = candidates(schedule, block)
     longest = max(option.block for option in options)
     each = lane_bytes([student, teacher], context=context, max_new_tokens=max_new_tokens, block=longest)
-    most = lanes_that_fit(lanes, each, free_bytes(student.device) / sharers, most=sequences)
+    most = lanes_that_fit(
+        lanes, each, free_bytes(student.device) / sharers, most=sequences, allocated=_rows(student.device)
+    )
     if len(options) == 1 and lanes is not None:
         return most, Scheduler(options)
     costs = measure_costs(student, teacher, alignment, law, context=context, tokens=min(most * longest, 1024))
@@ -140,7 +151,9 @@ def plan_single(
 ) -> int:
     """Lanes for plain sampling of one model; None is chosen from measured costs. `sharers` as in `plan_pair`."""
     each = lane_bytes([model], context=context, max_new_tokens=max_new_tokens, block=1)
-    most = lanes_that_fit(lanes, each, free_bytes(model.device) / sharers, most=sequences)
+    most = lanes_that_fit(
+        lanes, each, free_bytes(model.device) / sharers, most=sequences, allocated=_rows(model.device)
+    )
     if lanes is None and most > 1:
         cost = measure_pass(model, context=context, tokens=most)
         speeds = {count: count / cost.predict(count, 1, context / 2) for count in _powers(most)}
@@ -157,6 +170,10 @@ def fewest_good_lanes(costs: Costs, options: tuple[Schedule, ...], *, most: int,
         best = best_schedule(costs, agreement, options, lanes, length)
         speeds[lanes] = tokens_per_second(costs, agreement, best, lanes, length)
     return _fewest(speeds)
+
+
+def _rows(device: torch.device) -> Callable[[int], int]:
+    return bucket if device.type == "cuda" else int
 
 
 def _fewest(speeds: dict[int, float]) -> int:
