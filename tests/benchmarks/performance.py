@@ -45,7 +45,8 @@ from rsd.costs import measure_costs
 from rsd.decode import Request, generate_rsd
 from rsd.emulation import Emulation, emulate
 from rsd.law import Law, Sampling
-from rsd.planning import free_bytes, lane_bytes, lanes_that_fit
+from rsd.memory import free_bytes
+from rsd.planning import lanes_that_fit, pair_lane_bytes
 from rsd.schedule import LOCK_STEP, Costs, Schedule, Scheduler, candidates, describe
 from rsd.shapes import random_model
 from rsd.vocabulary import Alignment
@@ -253,8 +254,8 @@ def measure(bench: Bench, arguments: argparse.Namespace, show: Callable[[str], N
     tokens = min(max(arguments.lanes) * max(arguments.blocks), 1024)
     costs = measure_costs(*pair, LAW, context=bench.prompt + bench.new, tokens=tokens)
     if "rsd" in arguments.parts:
-        each = lane_bytes(
-            list(pair[:2]), context=bench.prompt + bench.new, max_new_tokens=bench.new, block=max(arguments.blocks)
+        each = pair_lane_bytes(
+            *pair, context=bench.prompt + bench.new, max_new_tokens=bench.new, block=max(arguments.blocks)
         )
         for count in arguments.lanes:
             try:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from test_decode import LAW, assert_bit_equal, requests
 
 from pairs import END, STUDENT_SIZE, TEACHER_SIZE, tiny_alignment, tiny_model
 from rsd import planning
-from rsd.decode import _State, generate_rsd
+from rsd.decode import _State, generate_rsd, teacher_context
 from rsd.graphs import bucket
 from rsd.lanes import ModelLanes
-from rsd.planning import LaneBytes, fewest_good_lanes, free_bytes, lane_bytes, lanes_that_fit, plan_pair, plan_single
+from rsd.planning import (
+    LaneBytes,
+    fewest_good_lanes,
+    lanes_that_fit,
+    pair_lane_bytes,
+    plan_pair,
+    plan_single,
+    single_lane_bytes,
+)
 from rsd.schedule import BLOCKS, LOCK_STEP, Costs, PassCost, Scheduler, candidates
 
 LENGTHS = {"context": 90, "max_new_tokens": 40}
@@ -26,10 +32,13 @@ def pair():
 
 
 def test_a_lane_takes_what_its_tensors_take(pair):
-    """Per lane, from what is really allocated."""
+    """Per lane, from what is really allocated; the teacher's context is longer (tokens of several pieces)."""
+    student, teacher, alignment = pair
     lanes, block = 6, 4
-    each = lane_bytes(list(pair[:2]), context=128, max_new_tokens=40, block=block)
-    sides = [ModelLanes(model, lanes, 128) for model in pair[:2]]
+    each = pair_lane_bytes(*pair, context=255, max_new_tokens=40, block=block)
+    contexts = 255, teacher_context(teacher, alignment, 255)
+    assert contexts[1] > 256
+    sides = [ModelLanes(model, lanes, context) for model, context in zip((student, teacher), contexts, strict=True)]
     caches = sum(entry.nbytes for side in sides for entry in (*side.cache.keys, *side.cache.values))
     assert each.cache == caches / lanes
     state = _State(sides, lanes, 40, Scheduler(candidates("student-drafts", block)))
@@ -37,6 +46,8 @@ def test_a_lane_takes_what_its_tensors_take(pair):
     assert each.written == sum(entry.nbytes for entry in written) / lanes
     assert each.logits == block * (STUDENT_SIZE + TEACHER_SIZE) * 4 * 4
     assert each.total == each.cache + each.written + each.logits
+    alone = single_lane_bytes(student, context=255, max_new_tokens=40)
+    assert alone.cache == sum(entry.nbytes for entry in (*sides[0].cache.keys, *sides[0].cache.values)) / lanes
 
 
 EACH = LaneBytes(cache=900, written=80, logits=20)
@@ -71,44 +82,6 @@ def test_the_fewest_lanes_are_taken_that_are_nearly_as_fast_as_any():
     assert fewest_good_lanes(Costs(flat, flat, cost), (LOCK_STEP,), most=8, length=10) == 8
 
 
-@pytest.mark.parametrize(("limit", "expected"), [("5000000\n", 4_000_000), ("max\n", None)])
-def test_a_control_groups_limit_counts(tmp_path, monkeypatch, limit, expected):
-    (tmp_path / "memory.max").write_text(limit)
-    (tmp_path / "memory.current").write_text("3000000\n")
-    # Of which files that were read take two thirds, and make way.
-    (tmp_path / "memory.stat").write_text("anon 900000\nactive_file 100000\ninactive_file 2000000\n")
-    monkeypatch.setattr(planning, "CONTROL_GROUP", tmp_path)
-    machine = planning._available()
-    assert machine is not None
-    free = free_bytes(torch.device("cpu"))
-    if expected is None:
-        assert free > 10_000_000
-    else:
-        assert free == expected
-
-
-def test_a_control_group_that_is_full_leaves_next_to_nothing(tmp_path, monkeypatch):
-    for name, text in {"memory.max": "5000\n", "memory.current": "5000\n", "memory.stat": "anon 5000\n"}.items():
-        (tmp_path / name).write_text(text)
-    monkeypatch.setattr(planning, "CONTROL_GROUP", tmp_path)
-    assert free_bytes(torch.device("cpu")) == 1
-
-
-def test_where_a_machine_does_not_say_what_is_available_it_is_all_its_memory(tmp_path, monkeypatch):
-    """As on macOS."""
-    monkeypatch.setattr(planning, "CONTROL_GROUP", tmp_path / "none")
-    monkeypatch.setattr(planning, "Path", lambda _: tmp_path / "none")
-    total = int(Path("/proc/meminfo").read_text().partition("MemTotal:")[2].split()[0]) * 1024
-    assert free_bytes(torch.device("cpu")) == pytest.approx(total, rel=0.05)
-
-
-def test_without_a_control_group_it_is_the_machines_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(planning, "CONTROL_GROUP", tmp_path / "none")
-    text = Path("/proc/meminfo").read_text()
-    available = int(text.partition("MemAvailable:")[2].split()[0]) * 1024
-    assert free_bytes(torch.device("cpu")) == pytest.approx(available, rel=0.5)
-
-
 def test_what_is_given_is_not_measured(pair, monkeypatch):
     monkeypatch.setattr(planning, "measure_costs", lambda *_, **__: pytest.fail("measured"))
     monkeypatch.setattr(planning, "measure_pass", lambda *_, **__: pytest.fail("measured"))
@@ -130,7 +103,7 @@ def test_what_is_chosen_changes_no_bit(pair, schedule):
 
 
 def test_jobs_that_share_a_machine_share_its_memory(pair, monkeypatch):
-    each = lane_bytes([pair[0]], **LENGTHS, block=1)
+    each = single_lane_bytes(pair[0], **LENGTHS)
     monkeypatch.setattr(planning, "free_bytes", lambda _: each.total * 12)
     assert plan_single(pair[0], **LENGTHS, sequences=50, lanes=10) == 10
     with pytest.raises(MemoryError, match="so 5 fit"):

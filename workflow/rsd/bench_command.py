@@ -21,8 +21,9 @@ from rsd.bench import ScheduleTiming, Workload, bench_pair, parameter_count
 from rsd.config import Config
 from rsd.emulation import Emulation, emulate
 from rsd.formatting import duration, number, size
+from rsd.memory import free_bytes
 from rsd.models import load_model, load_tokenizer
-from rsd.planning import free_bytes, lane_bytes, plan_pair
+from rsd.planning import pair_lane_bytes, plan_pair
 from rsd.pocket import make_tokenizer, new_model
 from rsd.projection import Speeds, count_problems, disk_bytes, project, training_bytes
 from rsd.runtime import choose_device, set_threads, write_json
@@ -76,7 +77,7 @@ def run_bench(
     teacher_alone, student_alone, timings, costs = bench_pair(student, teacher, alignment, law, work, runs=runs)
     best = max(timings, key=lambda timing: timing.measured.median)
     speeds = Speeds(best.measured.median, student_alone.median, _reading_speed(costs))
-    each = lane_bytes([student, teacher], **limits, block=max(BLOCKS))
+    each = pair_lane_bytes(student, teacher, alignment, **limits, block=max(BLOCKS))
     facts: dict[str, Any] = {
         "trace_set": name,
         "machine": _machine(device),

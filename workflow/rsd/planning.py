@@ -6,19 +6,19 @@ Settings -> a plan, or an error that says what to lower; nothing is decoded here
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
 from rsd.attention import LENGTH_MULTIPLE, round_up
 from rsd.costs import measure_costs, measure_pass
+from rsd.decode import teacher_context
 from rsd.graphs import bucket
 from rsd.lanes import cache_bytes_per_token
 from rsd.law import Law
+from rsd.memory import free_bytes
 from rsd.schedule import DRAFTERS, Agreement, Costs, Schedule, Scheduler, best_schedule, candidates, tokens_per_second
 from rsd.vocabulary import Alignment
 
@@ -27,7 +27,6 @@ LOG = logging.getLogger(__name__)
 RESERVE, MOST_LANES = 0.1, 512
 # The fewest lanes are taken that reach this share of the best predicted speed.
 GOOD_ENOUGH = 0.95
-CONTROL_GROUP = Path("/sys/fs/cgroup")
 _LOGIT_COPIES = 4  # float32 logits, probabilities, and what they are made from
 
 
@@ -45,42 +44,29 @@ class LaneBytes:
         return self.cache + self.written + self.logits
 
 
-def lane_bytes(models: list[PreTrainedModel], *, context: int, max_new_tokens: int, block: int) -> LaneBytes:
-    """What a lane takes whose rounds draft up to `block` tokens."""
-    cache = sum(cache_bytes_per_token(model) for model in models) * round_up(context, LENGTH_MULTIPLE)
-    vocabularies = sum(model.config.get_text_config().vocab_size for model in models)
+def pair_lane_bytes(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    alignment: Alignment,
+    *,
+    context: int,
+    max_new_tokens: int,
+    block: int,
+) -> LaneBytes:
+    """What a lane of RSD takes whose rounds draft up to `block` tokens."""
+    sides = [(student, context), (teacher, teacher_context(teacher, alignment, context))]
+    return _lane_bytes(sides, max_new_tokens, block)
+
+
+def single_lane_bytes(model: PreTrainedModel, *, context: int, max_new_tokens: int) -> LaneBytes:
+    """What a lane of plain sampling takes."""
+    return _lane_bytes([(model, context)], max_new_tokens, 1)
+
+
+def _lane_bytes(sides: list[tuple[PreTrainedModel, int]], max_new_tokens: int, block: int) -> LaneBytes:
+    cache = sum(cache_bytes_per_token(model) * round_up(context, LENGTH_MULTIPLE) for model, context in sides)
+    vocabularies = sum(model.config.get_text_config().vocab_size for model, _ in sides)
     return LaneBytes(cache, (max_new_tokens + block) * 13, block * vocabularies * 4 * _LOGIT_COPIES)
-
-
-def free_bytes(device: torch.device) -> int:
-    """Free memory of the GPU, or what the machine or the job's control group has left for the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return min(filter(None, (_available(), _left_in_group())))
-
-
-def _available() -> int:
-    path = Path("/proc/meminfo")
-    if not path.exists():
-        # Not Linux: all that there is.
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    fields = dict(line.split(":", 1) for line in path.read_text(encoding="ascii").splitlines())
-    return int(fields["MemAvailable"].split()[0]) * 1024
-
-
-def _left_in_group() -> int | None:
-    """Control groups, version 2: what a container or a cluster's job may still take. Files that were read, a model's
-    say, count as used, but make way."""
-    try:
-        limit, used = (int(_group_file(name)) for name in ("memory.max", "memory.current"))
-        fields = dict(line.split() for line in _group_file("memory.stat").splitlines())
-        return max(limit - used + int(fields.get("inactive_file", 0)), 1)
-    except (OSError, ValueError):
-        return None
-
-
-def _group_file(name: str) -> str:
-    return (CONTROL_GROUP / name).read_text(encoding="ascii")
 
 
 def lanes_that_fit(
@@ -126,7 +112,7 @@ def plan_pair(
     """
     options = candidates(schedule, block)
     longest = max(option.block for option in options)
-    each = lane_bytes([student, teacher], context=context, max_new_tokens=max_new_tokens, block=longest)
+    each = pair_lane_bytes(student, teacher, alignment, context=context, max_new_tokens=max_new_tokens, block=longest)
     most = lanes_that_fit(
         lanes, each, free_bytes(student.device) / sharers, most=sequences, allocated=_rows(student.device)
     )
@@ -150,7 +136,7 @@ def plan_single(
     sharers: int = 1,
 ) -> int:
     """Lanes for plain sampling of one model; None is chosen from measured costs. `sharers` as in `plan_pair`."""
-    each = lane_bytes([model], context=context, max_new_tokens=max_new_tokens, block=1)
+    each = single_lane_bytes(model, context=context, max_new_tokens=max_new_tokens)
     most = lanes_that_fit(
         lanes, each, free_bytes(model.device) / sharers, most=sequences, allocated=_rows(model.device)
     )

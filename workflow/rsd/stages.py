@@ -28,6 +28,7 @@ PLUMBING = (
     "interruption",
     "journal",
     "manifest",
+    "memory",
     "package",
     "planning",
     "progress",
