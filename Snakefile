@@ -2,7 +2,7 @@
 # config.yaml. Start it here, in the repository's root:
 #
 #   snakemake --cores all                 everything that config.yaml names
-#   snakemake --cores all traces          up to one stage: downloads, data, traces, models, scores, report
+#   snakemake --cores all traces          up to one stage: downloads, data, traces, models, scores, tokens, report
 #   snakemake --dry-run                   only say what would run
 #
 # A smaller or other experiment: add --configfile workflow/experiments/pocket.yaml.
@@ -50,4 +50,5 @@ include: "workflow/rules/data.smk"
 include: "workflow/rules/traces.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/tokens.smk"
 include: "workflow/rules/report.smk"

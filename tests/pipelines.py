@@ -96,7 +96,7 @@ def planned(output: str) -> Counter[str]:
     return counts
 
 
-TARGETS = ("all", "downloads", "data", "traces", "models", "scores")
+TARGETS = ("all", "downloads", "data", "traces", "models", "scores", "tokens")
 
 
 def copy_tree(folder: Path) -> Path:

@@ -27,6 +27,7 @@ FILES = {
     "select-traces": ["verdicts", "rows", "summary"],
     "train": ["output/manifest.json", "output/training.json"],
     "evaluate": ["samples", "scores"],
+    "analyse-tokens": ["tokens", "summary"],
     "compare": ["output", "summary"],
     "report": ["html", "markdown", "figures/accuracy.svg", "figures/lengths.svg"],
     "write-config": ["output"],

@@ -67,7 +67,7 @@ def test_every_planned_command_is_one_that_the_package_understands(pipeline: Pip
     seen = set()
     for experiments, config in (((), everything), (POCKET_TINY, None)):
         pipeline.experiments = experiments
-        output = pipeline.run("--dry-run", "--printshellcmds", config=config).stdout
+        output = pipeline.run("--dry-run", "--printshellcmds", "all", "tokens", config=config).stdout
         commands = shell_commands(output)
         rules = re.findall(r"^(?:local)?rule (\w+):$", output, flags=re.MULTILINE)
         assert len(commands) == sum(planned(output).values())
@@ -124,11 +124,11 @@ def test_one_machine_runs_one_model_job_at_a_time_unless_told_otherwise(pipeline
 
 def test_only_model_jobs_ask_for_a_gpu_and_none_where_the_device_is_the_cpu(pipeline: Pipeline) -> None:
     def asking(device: str) -> set[str]:
-        output = pipeline.run("--dry-run", config=overlay(SMALL, {"device": device})).stdout
+        output = pipeline.run("--dry-run", "all", "tokens", config=overlay(SMALL, {"device": device})).stdout
         blocks = re.split(r"^(?:local)?rule ", output, flags=re.MULTILINE)[1:]
         return {block.partition(":")[0] for block in blocks if re.search(r"gpu=[1-9]", block)}
 
-    assert asking("auto") == asking("cuda") == {"generate_traces", "train", "evaluate"}
+    assert asking("auto") == asking("cuda") == {"generate_traces", "train", "evaluate", "analyse_tokens"}
     assert asking("cpu") == set()
 
 

@@ -58,6 +58,7 @@ def test_settings_that_are_no_object_are_refused(text):
         ("prepare-problems", None),
         ("prepare-benchmark", "aime24"),
         ("make-pocket-model", "student"),
+        ("analyse-tokens", "direct/rsd-seed0"),
         ("compare", None),
         ("report", None),
     ],
@@ -71,6 +72,12 @@ def test_settings_of_every_stage_can_be_printed(stage, name, capsys):
 def test_settings_of_something_unknown_say_what_a_name_may_be(name, capsys):
     assert cli.main(["settings", "train", str(CONFIG), *(["--name", name] if name else [])]) == 1
     assert "names nothing that train works on; give an entry" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["direct", "direct/nobody", "nothing/student", "direct/base-seed0", None])
+def test_a_token_analysis_of_something_unknown_says_what_a_name_may_be(name, capsys):
+    assert cli.main(["settings", "analyse-tokens", str(CONFIG), *(["--name", name] if name else [])]) == 1
+    assert "analyse-tokens: TRACES/READER" in capsys.readouterr().err
 
 
 def test_config_prints_the_merged_configuration(tmp_path, capsys):

@@ -158,6 +158,31 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"experiment": "models"},
         r"experiment = 'models': this folder of results/ is taken; choose another name",
     ),
+    "a token analysis of an unknown trace set": (
+        {"analysis": {"also": [{"traces": "dierct", "reader": "teacher"}]}},
+        r"analysis\.also\[0\]\.traces = 'dierct': no such entry in traces; did you mean 'direct'\?",
+    ),
+    "a token analysis under a model that is not trained": (
+        {"analysis": {"also": [{"traces": "direct", "reader": "rsd-seed7"}]}},
+        r"analysis\.also\[0\]\.reader = 'rsd-seed7': neither in models nor a model that this run trains; did you mean "
+        r"'rsd-seed[012]'\?",
+    ),
+    "a token analysis under an arm that is not trained": (
+        {"analysis": {"also": [{"traces": "direct", "reader": "base-seed0"}]}},
+        r"analysis\.also\[0\]\.reader = 'base-seed0': neither in models",
+    ),
+    "a token analysis without a reader": (
+        {"analysis": {"also": [{"traces": "direct"}]}},
+        r"analysis\.also\.0\.reader: missing; add it",
+    ),
+    "a token analysis of no problem": (
+        {"analysis": {"problems": 0}},
+        r"analysis\.problems = 0: expected a value >= 1; choose a value in it \(.*null for all",
+    ),
+    "a model called like a trained one": (
+        {"models": {"rsd-seed0": {"source": "hf://some/model", "prompt": "boxed"}}},
+        r"models\.rsd-seed0: this is what the arm rsd trained with seed 0 is called; choose another name",
+    ),
     "the same seed twice": ({"run": {"seeds": [1, 1]}}, r"run\.seeds = \[1, 1\]: "),
     "no benchmark": ({"run": {"tasks": []}}, r"run\.tasks = \[\]: "),
 }
@@ -282,6 +307,49 @@ def test_a_model_that_is_only_measured_is_used_as_student_and_one_alone_has_no_t
     assert c.used_models(measured) == c.used_models(measured, "student") == ["teacher", "student"]
 
 
+def test_token_analyses_read_every_trained_set_before_and_after_training_each_once() -> None:
+    config = c.validate(
+        paper(
+            arms={"again": {"model": "student", "traces": "rsd"}},
+            run={"arms": ["base", "direct", "rsd", "again"], "seeds": [5, 6]},
+            analysis={"also": [{"traces": "rsd", "reader": "direct-seed6"}, {"traces": "rsd", "reader": "student"}]},
+        )
+    )
+    assert c.token_analyses(config) == [
+        ("direct", "student"),
+        ("direct", "direct-seed5"),
+        ("rsd", "student"),
+        ("rsd", "rsd-seed5"),
+        ("rsd", "again-seed5"),
+        ("rsd", "direct-seed6"),
+    ]
+    alone = c.validate(paper(run={"arms": ["base"]}))
+    assert c.token_analyses(alone) == []
+
+
+def test_a_reader_is_a_model_as_it_came_or_a_trained_arm() -> None:
+    config = c.validate(paper())
+    assert c.split_reader(config, "student") == ("student", None)
+    assert c.split_reader(config, "direct-full-seed12") == ("direct-full", 12)
+    for name in ("base-seed0", "rsd", "rsd-seed", "rsd-seedx", "nobody-seed0", "-seed0"):
+        with pytest.raises(KeyError):
+            c.split_reader(config, name)
+
+
+def test_what_only_a_token_analysis_needs_is_among_the_models_of_a_run() -> None:
+    also = [{"traces": "own", "reader": "third"}]
+    config = c.validate(
+        paper(
+            models={name: {"source": f"hf://some/{name}", "prompt": "boxed"} for name in ("second", "third", "fourth")},
+            traces={"own": {"method": "rsd", "student": "second", "teacher": "teacher"}},
+            run={"arms": ["base"]},
+            analysis={"also": also},
+        )
+    )
+    assert c.used_models(config) == ["teacher", "student", "second", "third"]
+    assert c.used_models(config, "student") == ["student"]
+
+
 def test_a_prefix_longer_than_any_trace_is_no_matter_where_unsolved_problems_are_dropped() -> None:
     c.validate(paper(traces={"rsd": {"select": {"prefix_tokens": 7169, "unsolved": "drop"}}}))
 
@@ -379,6 +447,7 @@ def decisions(config: c.Config) -> Any:
             [c.shard_names(config, name) for name in sets],
             [(c.training_settings(config, arm), c.arm_seeds(config, arm)) for arm in run["arms"]],
             [c.evaluation_settings(config, arm, task) for arm in run["arms"] for task in run["tasks"]],
+            [(*pair, c.analysis_settings(config, *pair)) for pair in c.token_analyses(config)],
             {**c.report_settings(config), "config": None},
         ]
     except (KeyError, AttributeError, TypeError) as error:

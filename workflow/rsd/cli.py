@@ -137,6 +137,22 @@ def _evaluate(a: Arguments) -> None:
     )
 
 
+def _analyse_tokens(a: Arguments) -> None:
+    from rsd.tokens import run_analyse_tokens
+
+    run_analyse_tokens(
+        rows=a.rows,
+        shards=a.shards,
+        problems=a.problems,
+        reader=a.reader,
+        settings=a.settings,
+        threads=a.threads,
+        tokens=a.tokens,
+        summary=a.summary,
+        work=a.work,
+    )
+
+
 def _compare(a: Arguments) -> None:
     from rsd.compare import run_compare
 
@@ -187,6 +203,7 @@ def _settings(a: Arguments) -> None:
         "evaluate": lambda c: config.evaluation_settings(c, *a.name.split("/", 1)),
         "make-pocket-model": lambda c: config.pocket_settings(c, f"pocket://{a.name}"),
         "make-pocket-dataset": lambda c: config.pocket_settings(c, f"pocket://{a.name}"),
+        "analyse-tokens": lambda c: config.analysis_settings(c, *a.name.split("/", 1)),
         "compare": config.compare_settings,
         "report": config.report_settings,
     }
@@ -195,7 +212,7 @@ def _settings(a: Arguments) -> None:
     except (KeyError, AttributeError, TypeError) as error:
         raise ValueError(
             f"--name {a.name!r} names nothing that {a.stage} works on; give an entry of the configuration: a model, "
-            "dataset, task, trace set or arm (evaluate: ARM/TASK)"
+            "dataset, task, trace set or arm (evaluate: ARM/TASK; analyse-tokens: TRACES/READER)"
         ) from error
 
 
@@ -260,6 +277,7 @@ _KINDS: dict[str, dict[str, Any]] = {
     "path": {"type": Path, "required": True},
     "optional-path": {"type": Path, "default": None},
     "paths": {"type": Path, "required": True, "nargs": "+"},
+    "optional-paths": {"type": Path, "default": [], "nargs": "*"},
     "named": {"type": _named_path, "action": "append", "default": [], "metavar": "NAME=PATH"},
     "settings": {"type": _settings_value, "required": True, "metavar": "JSON|@FILE"},
     "int": {"type": int, "required": True},
@@ -361,6 +379,21 @@ STAGES: dict[str, tuple[str, Callable[[Arguments], None], dict[str, str]]] = {
             "work": "path",
         },
     ),
+    "analyse-tokens": (
+        "training rows -> how probable a model finds every token of them",
+        _analyse_tokens,
+        {
+            "rows": "path",
+            "shards": "optional-paths",
+            "problems": "path",
+            "reader": "path",
+            "settings": "settings",
+            "threads": "int",
+            "tokens": "path",
+            "summary": "path",
+            "work": "path",
+        },
+    ),
     "compare": (
         "scores -> one table",
         _compare,
@@ -410,7 +443,10 @@ def build_parser() -> argparse.ArgumentParser:
     people = commands.add_parser("settings", help="print the slice of the configuration that a stage gets")
     people.add_argument("stage", choices=sorted(STAGES.keys() - {"measure-overlap", "write-config"}))
     people.add_argument("configs", type=Path, nargs="+", metavar="CONFIG")
-    people.add_argument("--name", help="which model, dataset, task, trace set or arm (evaluate: ARM/TASK)")
+    people.add_argument(
+        "--name",
+        help="which model, dataset, task, trace set or arm (evaluate: ARM/TASK; analyse-tokens: TRACES/READER)",
+    )
     people.set_defaults(run=_settings, for_people=True)
     people = commands.add_parser("show", help="print an experiment's main table and where its report is")
     people.add_argument("folder", type=Path, metavar="results/EXPERIMENT")

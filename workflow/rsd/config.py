@@ -206,6 +206,7 @@ def _reference_problems(config: Config) -> list[str]:
         )
     for name, traces in config["traces"].items():
         problems += _trace_set_problems(name, traces, config, check)
+    problems += _analysis_problems(config, check)
     for name, arm in config["arms"].items():
         check(f"arms.{name}.model", arm["model"], "models")
         check(f"arms.{name}.traces", arm["traces"], "traces")
@@ -280,6 +281,26 @@ def _schedule_problems(key: str, traces: Mapping[str, Any]) -> list[str]:
     return []
 
 
+def _analysis_problems(config: Config, check: Any) -> list[str]:
+    """Trace sets and readers of the token analysis that do not exist, and names that could mean two readers."""
+    problems = []
+    readers = [*config["models"], *trained_names(config)]
+    for index, entry in enumerate(config["analysis"]["also"]):
+        check(f"analysis.also[{index}].traces", entry["traces"], "traces")
+        if entry["reader"] not in readers:
+            problems.append(
+                f"analysis.also[{index}].reader = {entry['reader']!r}: neither in models nor a model that this run "
+                f"trains; {_suggest(entry['reader'], readers)}"
+            )
+    for name in config["models"]:
+        arm, _, seed = name.rpartition("-seed")
+        if arm in config["arms"] and seed.isdecimal():
+            problems.append(
+                f"models.{name}: this is what the arm {arm} trained with seed {seed} is called; choose another name"
+            )
+    return problems
+
+
 def _training_problems(name: str, arm: Mapping[str, Any], config: Config) -> list[str]:
     """The arm's overrides checked as the training block is, and the batch sizes that result."""
     schema = load_schema()
@@ -318,6 +339,50 @@ def trace_sets(config: Config) -> list[str]:
     return list(dict.fromkeys(name for name in names if name))
 
 
+def trained_names(config: Config) -> list[str]:
+    """`arm-seedK` of every model that this run trains, in the order of the arms."""
+    # A mistyped arm is told elsewhere.
+    arms = [arm for arm in config["run"]["arms"] if arm in config["arms"] and config["arms"][arm]["traces"]]
+    return [f"{arm}-seed{seed}" for arm in arms for seed in config["run"]["seeds"]]
+
+
+def token_analyses(config: Config) -> list[tuple[str, str]]:
+    """(trace set, reader) of every token analysis of this run, each once.
+
+    A reader is a model: an entry of models (as it came), or `arm-seedK` (trained). Of every arm that is trained, its
+    trace set under its model (`analysis.before`) and under what training with the first seed made of that
+    (`analysis.after`); then those of `analysis.also`.
+    """
+    analysis, first = config["analysis"], config["run"]["seeds"][0]
+    pairs = []
+    for name in config["run"]["arms"]:
+        arm = config["arms"][name]
+        if arm["traces"]:
+            readers = {"before": arm["model"], "after": f"{name}-seed{first}"}
+            pairs += [(arm["traces"], reader) for when, reader in readers.items() if analysis[when]]
+    pairs += [(entry["traces"], entry["reader"]) for entry in analysis["also"]]
+    return list(dict.fromkeys(pairs))
+
+
+def split_reader(config: Config, reader: str) -> tuple[str, int | None]:
+    """What a reader's name stands for: (entry of models, None) or (arm, training seed). KeyError where for nothing."""
+    if reader in config["models"]:
+        return reader, None
+    arm, _, seed = reader.rpartition("-seed")
+    if not (seed.isdecimal() and config["arms"][arm]["traces"]):
+        raise KeyError(reader)
+    return arm, int(seed)
+
+
+def _analysed_models(config: Config) -> set[str]:
+    """The entries of models that the token analyses need."""
+    pairs = token_analyses(config)
+    readers = {name for name, seed in (split_reader(config, reader) for _, reader in pairs) if seed is None}
+    sets = [config["traces"][traces] for traces, _ in pairs]
+    teachers = {entry["teacher"] for entry in sets if entry["method"] == "rsd"}
+    return readers | teachers | {entry["student"] for entry in sets}
+
+
 def used_models(config: Config, side: str | None = None) -> list[str]:
     """The models that this run needs, in the order of the catalogue.
 
@@ -326,7 +391,7 @@ def used_models(config: Config, side: str | None = None) -> list[str]:
     sets = [config["traces"][name] for name in trace_sets(config)]
     students = {config["arms"][arm]["model"] for arm in config["run"]["arms"]} | {entry["student"] for entry in sets}
     teachers = {entry["teacher"] for entry in sets if entry["method"] == "rsd"}
-    names = {None: students | teachers, "student": students, "teacher": teachers}[side]
+    names = {None: students | teachers | _analysed_models(config), "student": students, "teacher": teachers}[side]
     return [name for name in config["models"] if name in names]
 
 
@@ -458,6 +523,22 @@ def evaluation_settings(config: Config, arm: str, task: str) -> Config:
         "seed": config["seed"],
         "device": config["device"],
         "jobs_at_once": config["jobs_at_once"],
+    }
+
+
+def analysis_settings(config: Config, traces: str, reader: str) -> Config:
+    """Of analyse_tokens. KeyError where there is no such trace set or reader."""
+    name, seed = split_reader(config, reader)
+    model = name if seed is None else config["arms"][name]["model"]
+    if traces not in config["traces"]:
+        raise KeyError(traces)
+    return {
+        "traces": traces,
+        "reader": reader,
+        "problems": config["analysis"]["problems"],
+        "threshold": config["analysis"]["threshold"],
+        "dtype": config["models"][model]["dtype"],
+        "device": config["device"],
     }
 
 

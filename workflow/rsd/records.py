@@ -53,6 +53,19 @@ ROWS = pa.schema(
         "completion_tokens": pa.list_(pa.int32()),
     }
 )
+# A training row, token by token, under some model.
+TOKENS = pa.schema(
+    {
+        "problem_id": pa.string(),
+        "attempt": pa.int32(),
+        "kind": pa.string(),  # trace | prefix
+        "tokens": pa.list_(pa.int32()),  # the completion's ids
+        "pieces": pa.list_(pa.string()),  # the text of each; together that of the completion
+        "fallback": pa.list_(pa.bool_()),  # as in ATTEMPTS; false where RSD did not write the row
+        "probability": pa.list_(pa.float32()),  # under the reader, at temperature 1
+        "rank": pa.list_(pa.int32()),  # 1 is the most probable
+    }
+)
 # One sampled answer to a benchmark problem.
 SAMPLES = pa.schema(
     {

@@ -72,6 +72,7 @@ STAGE_MODULES: dict[str, tuple[str, ...]] = {
     "select_traces": ("selection", "grading", "models", "prompts"),
     "train": ("train", "checkpoints", "training_rows", "models"),
     "evaluate": ("evaluate", "lm", "grading", *DECODER),
+    "analyse_tokens": ("tokens", "token_summary", "scoring", "pieces", "models", "vocabulary"),
     "compare": ("compare", "statistics"),
     "report": ("report", "compare", "figures", "formatting", "notes", "statistics"),
     "write_config": (),

@@ -36,10 +36,11 @@ NEEDS = {
     "select_traces": {"mem_mb": 8000, "runtime": 120, "disk_mb": 4000},
     "train": {"mem_mb": 64000, "runtime": 1440, "disk_mb": 60000},
     "evaluate": {"mem_mb": 32000, "runtime": 1440, "disk_mb": 4000},
+    "analyse_tokens": {"mem_mb": 24000, "runtime": 480, "disk_mb": 1000},
     "compare": {"mem_mb": 4000, "runtime": 30, "disk_mb": 100},
     "report": {"mem_mb": 4000, "runtime": 30, "disk_mb": 200},
 }
-ON_A_GPU = ("generate_traces", "train", "evaluate")
+ON_A_GPU = ("generate_traces", "train", "evaluate", "analyse_tokens")
 
 
 def needs(stage):
@@ -78,8 +79,13 @@ def keys(kind, made=None):
 
 def trained():
     """`arm-seedK` of every model that this run trains."""
-    arms = [arm for arm in config["run"]["arms"] if config["arms"][arm]["traces"]]
-    return [f"{arm}-seed{seed}" for arm in arms for seed in settings_of.arm_seeds(config, arm)]
+    return settings_of.trained_names(config)
+
+
+def readers():
+    """Every name that a reader of the token analysis may have: an entry of models, or a trained arm with its seed."""
+    arms = [arm for arm, entry in config["arms"].items() if entry["traces"]]
+    return f"{one_of(config['models'])}|(?:{one_of(arms)})-seed\\d+"
 
 
 def measured():
@@ -121,6 +127,20 @@ def arm_manifest(wildcards):
     """The model of an arm: trained, or as it came."""
     arm = config["arms"][wildcards.arm]
     return "<experiment>/trained/{arm}-seed{seed}/manifest.json" if arm["traces"] else model_manifest(arm["model"])
+
+
+def reader_manifest(wildcards):
+    """The model that a trace set is read by: trained, or as it came."""
+    name, seed = settings_of.split_reader(config, wildcards.reader)
+    return model_manifest(name) if seed is None else f"<experiment>/trained/{name}-seed{seed}/manifest.json"
+
+
+def written_shards(wildcards):
+    """The attempts of a trace set that say who wrote each token: those of RSD alone."""
+    if config["traces"][wildcards.traces]["method"] != "rsd":
+        return []
+    shards = settings_of.shard_names(config, wildcards.traces)
+    return collect("<experiment>/traces/{traces}/{shard}.parquet", traces=wildcards.traces, shard=shards)
 
 
 def scores_folder(wildcards, input):
