@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rsd import journal as module
-from rsd.journal import Found, Journal, Part
+from rsd.journal import Found, Journal, Part, peek
 
 
 def written(path, items):
@@ -38,6 +38,16 @@ def test_a_second_run_appends_behind_the_first(tmp_path):
 
 def test_nothing_there_is_nothing_done(tmp_path):
     assert Journal(tmp_path / "missing").load() == Found()
+
+
+def test_somebody_elses_journal_is_read_up_to_its_damaged_tail_and_left_as_it_is(tmp_path, caplog):
+    content = written(tmp_path / "j", {"a": {"x": 1}, "b": {"x": 2}})
+    (tmp_path / "j").write_bytes(content[:-3])
+    with Journal(tmp_path / "other"):
+        assert peek(tmp_path / "j") == Found({"a": {"x": 1}})
+    assert (tmp_path / "j").read_bytes() == content[:-3]
+    assert caplog.text == ""
+    assert peek(tmp_path / "missing") == Found()
 
 
 @given(cut=st.integers(0, 200))

@@ -81,17 +81,9 @@ class Journal:
             raise explain_os_error(error, self.path) from error
 
     def _load(self) -> Found:
-        found = Found()
         if not self.path.exists():
-            return found
-        good = misfits = 0
-        with open(self.path, "rb") as file:
-            for line in file:
-                entry = _parse(line)
-                if entry is None:
-                    break
-                misfits += not _add(found, entry)
-                good += len(line)
+            return Found()
+        found, good, misfits = _read(self.path)
         size = self.path.stat().st_size
         if good < size:
             LOG.warning("%s: dropped a damaged tail of %d bytes; its items are made again", self.path, size - good)
@@ -141,6 +133,28 @@ class Journal:
                 with contextlib.suppress(OSError):
                     os.truncate(self._file.fileno(), good)
                 raise
+
+
+def peek(path: Path) -> Found:
+    """What a journal that belongs to somebody else holds; it is not changed, and may be written meanwhile."""
+    try:
+        return _read(path)[0]
+    except FileNotFoundError:
+        return Found()
+
+
+def _read(path: Path) -> tuple[Found, int, int]:
+    """What a journal holds up to the first damaged line, the bytes up to there, and how many parts did not fit."""
+    found = Found()
+    good = misfits = 0
+    with open(path, "rb") as file:
+        for line in file:
+            entry = _parse(line)
+            if entry is None:
+                break
+            misfits += not _add(found, entry)
+            good += len(line)
+    return found, good, misfits
 
 
 def _open_alone(path: Path) -> FileIO:
