@@ -41,6 +41,7 @@ PLUMBING = (
     "sources",
     "stages",
     "supervise",
+    "web",
 )
 
 # What a generated token depends on; which schedule made it, and on how many lanes, is not part of that.
