@@ -3,7 +3,8 @@
 Versions are what pip resolves here (Linux, Python 3.11), for the CPU build of torch. Hashes are those of every file
 that the package index holds of a version, so that the lock also fits other Pythons and processors. torch has two files
 of its own, since a machine takes one of its builds: requirements-cpu.txt, and requirements-cuda.txt with the CUDA
-libraries. Needs uv, which requirements-dev.txt installs.
+libraries. requirements-vllm.txt is an environment apart, for machines with an NVIDIA GPU, resolved by uv. Needs uv,
+which requirements-dev.txt installs.
 """
 
 from __future__ import annotations
@@ -17,13 +18,18 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
+# Conda environment -> the lock files that it installs.
+ENVIRONMENTS = {
+    "rsd": ("requirements.txt", "requirements-cpu.txt", "requirements-cuda.txt"),
+    "vllm": ("requirements-vllm.txt",),
+}
 HEADER = "# Made by `make lock` from {sources}; do not edit. envs/install.sh installs it.\n"
 # Name -> (version, sha256 of the file that pip chose).
 Pins = dict[str, tuple[str, str]]
 
 
 def main() -> None:
-    """Writes the four lock files, and the lock's digest into the conda environment's script."""
+    """Writes the lock files, and their digests into the conda environments' scripts."""
     run = resolve(["requirements.in"])
     everything = resolve(["requirements.in", "requirements-dev.in"], pinned=run)
     torch = run.pop("torch")
@@ -36,7 +42,11 @@ def main() -> None:
     write("requirements-dev.txt", "envs/requirements-dev.in", with_hashes(extra))
     write("requirements-cpu.txt", "envs/requirements.in", f"torch=={torch[0]} \\\n    --hash=sha256:{torch[1]}\n")
     write("requirements-cuda.txt", "envs/requirements.in", cuda(torch[0].partition("+")[0], run))
-    stamp()
+    wanted = (HERE / "requirements-vllm.in").read_text(encoding="utf-8")
+    apart = compile_with_uv(wanted, "--python-version=3.11", "--python-platform=x86_64-manylinux_2_28")
+    write("requirements-vllm.txt", "envs/requirements-vllm.in", apart)
+    for name in ENVIRONMENTS:
+        stamp(name)
 
 
 def resolve(files: list[str], pinned: Pins | None = None) -> Pins:
@@ -95,17 +105,17 @@ def write(name: str, sources: str, text: str) -> None:
     print(f"{name}: {len(re.findall('^[^# ].*==', text, flags=re.MULTILINE))} packages")
 
 
-def digest() -> str:
-    """16 hex digits over the lock files that the conda environment installs."""
-    names = ("requirements.txt", "requirements-cpu.txt", "requirements-cuda.txt")
+def digest(environment: str) -> str:
+    """16 hex digits over the lock files that a conda environment installs."""
+    names = ENVIRONMENTS[environment]
     return hashlib.sha256(b"".join((HERE / name).read_bytes() for name in names)).hexdigest()[:16]
 
 
-def stamp() -> None:
-    """Puts the lock's digest into the conda environment's script, so that a new lock makes a new environment."""
-    script = HERE / "rsd.post-deploy.sh"
+def stamp(environment: str) -> None:
+    """Puts the lock's digest into a conda environment's script, so that a new lock makes a new environment."""
+    script = HERE / f"{environment}.post-deploy.sh"
     text = script.read_text(encoding="utf-8")
-    script.write_text(re.sub(r"^lock=.*$", f"lock={digest()}", text, flags=re.MULTILINE), encoding="utf-8")
+    script.write_text(re.sub(r"^lock=.*$", f"lock={digest(environment)}", text, flags=re.MULTILINE), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,13 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 ENVS = ROOT / "envs"
-LOCKS = ("requirements.txt", "requirements-dev.txt", "requirements-cpu.txt", "requirements-cuda.txt")
+LOCKS = (
+    "requirements.txt",
+    "requirements-dev.txt",
+    "requirements-cpu.txt",
+    "requirements-cuda.txt",
+    "requirements-vllm.txt",
+)
 SCRIPT = ENVS / "rsd.post-deploy.sh"
 
 
@@ -50,10 +56,21 @@ def test_every_locked_package_has_one_version_and_hashes(name: str) -> None:
 
 def test_the_lock_keeps_what_the_requirements_ask_for() -> None:
     runtime = {**locked("requirements.txt"), **locked("requirements-cpu.txt")}
-    for name, lock in (("requirements.in", runtime), ("requirements-dev.in", locked("requirements-dev.txt"))):
+    locks = {"requirements.in": runtime}
+    locks |= {f"requirements-{name}.in": locked(f"requirements-{name}.txt") for name in ("dev", "vllm")}
+    for name, lock in locks.items():
         for package, version in wanted(name).items():
             assert package in lock, f"{package} of {name} is not locked; run make lock"
             assert version in (None, lock[package][0].partition("+")[0]), f"{package}: run make lock"
+
+
+def test_samples_of_vllm_are_asked_for_and_scored_by_the_same_versions() -> None:
+    usual, vllm = wanted("requirements.in"), wanted("requirements-vllm.in")
+    assert {name for name, version in usual.items() if version and name in vllm and vllm[name] != version} == {
+        "transformers"
+    }
+    for name in ("lm-eval", "math-verify", "datasets", "torch"):
+        assert vllm[name] == usual[name] is not None
 
 
 def test_both_builds_of_torch_are_one_version_and_stand_in_no_other_lock() -> None:
@@ -77,16 +94,23 @@ def test_no_registry_and_no_machine_is_named() -> None:
             assert not re.search(r"https?://|--index-url|--find-links|file://|/opt/|/home/|/root/", text), path.name
 
 
-def test_the_conda_environment_is_made_anew_for_a_new_lock() -> None:
-    names = ("requirements.txt", "requirements-cpu.txt", "requirements-cuda.txt")
+@pytest.mark.parametrize(
+    ("environment", "names"),
+    [
+        ("rsd", ["requirements.txt", "requirements-cpu.txt", "requirements-cuda.txt"]),
+        ("vllm", ["requirements-vllm.txt"]),
+    ],
+)
+def test_a_conda_environment_is_made_anew_for_a_new_lock(environment: str, names: list[str]) -> None:
     digest = hashlib.sha256(b"".join((ENVS / name).read_bytes() for name in names)).hexdigest()[:16]
-    assert f"\nlock={digest}\n" in SCRIPT.read_text(encoding="utf-8")
+    # Snakemake looks for it under the environment's name.
+    assert f"\nlock={digest}\n" in (ENVS / f"{environment}.post-deploy.sh").read_text(encoding="utf-8")
 
 
-def test_the_conda_environment_has_the_python_of_the_lock() -> None:
-    environment = yaml.safe_load((ENVS / "rsd.yaml").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("name", ["rsd", "vllm"])
+def test_a_conda_environment_has_the_python_of_the_lock(name: str) -> None:
+    environment = yaml.safe_load((ENVS / f"{name}.yaml").read_text(encoding="utf-8"))
     assert "python=3.11" in environment["dependencies"]
-    assert SCRIPT.stem == "rsd.post-deploy", "Snakemake looks for it under the environment's name"
 
 
 def recording_python(folder: Path, body: str = "exit 0") -> Path:
@@ -98,9 +122,11 @@ def recording_python(folder: Path, body: str = "exit 0") -> Path:
     return python
 
 
-def post_deploy(prefix: Path, work: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def post_deploy(
+    prefix: Path, work: Path, script: Path = SCRIPT, **environment: str
+) -> subprocess.CompletedProcess[str]:
     copy = work / "abc.post-deploy.sh"
-    copy.write_bytes(SCRIPT.read_bytes())
+    copy.write_bytes(script.read_bytes())
     variables = {**os.environ, "CONDA_PREFIX": str(prefix), "RSD_TORCH": "cpu", **environment}
     variables.pop("RSD_ROOT", None) if "RSD_ROOT" not in environment else None
     return subprocess.run(["bash", copy], cwd=work, env=variables, capture_output=True, text=True)
@@ -119,9 +145,20 @@ def test_the_conda_script_installs_the_lock_into_its_environment_from_any_folder
     assert calls[-1].endswith("check")
 
 
-def test_the_conda_script_says_where_to_start_snakemake(tmp_path: Path) -> None:
+def test_the_conda_script_of_vllm_installs_its_lock_and_nothing_of_the_other(tmp_path: Path) -> None:
     recording_python(tmp_path / "conda")
-    result = post_deploy(tmp_path / "conda", tmp_path)
+    result = post_deploy(tmp_path / "conda", tmp_path, ENVS / "vllm.post-deploy.sh", RSD_ROOT=str(ROOT))
+    assert result.returncode == 0, result.stderr
+    setuptools, lock, project = (tmp_path / "conda" / "calls.txt").read_text().splitlines()
+    assert all("--require-hashes" in call and "--no-deps" in call for call in (setuptools, lock))
+    assert lock.endswith("/envs/requirements-vllm.txt")
+    assert project.endswith(f"--editable {ROOT}")
+
+
+@pytest.mark.parametrize("name", ["rsd", "vllm"])
+def test_the_conda_script_says_where_to_start_snakemake(tmp_path: Path, name: str) -> None:
+    recording_python(tmp_path / "conda")
+    result = post_deploy(tmp_path / "conda", tmp_path, ENVS / f"{name}.post-deploy.sh")
     assert result.returncode == 1
     assert "start snakemake there, or set RSD_ROOT" in result.stderr
     assert not (tmp_path / "conda" / "calls.txt").exists()
