@@ -39,6 +39,10 @@ wildcard_constraints:
     seed=r"\d+",
 
 
+onstart:
+    require_access()
+
+
 rule all:
     input:
         "<experiment>/report/report.html",

@@ -23,6 +23,7 @@ class Repository:
     branches: tuple[str, ...] = ("main",)
     lfs: tuple[str, ...] = ()
     gated: bool = False
+    terms_accepted: bool = True  # by the owner of the hub's token
     card: dict[str, Any] | None = None
 
 
@@ -80,6 +81,8 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             return self.download(path)
 
         def describe(self, path: str) -> None:
+            if path.endswith("/auth-check"):
+                return self.check(path.removesuffix("/auth-check"))
             name, _, revision = path.partition("/revision/")
             repository = hub.repositories.get(name)
             if repository is None:
@@ -96,6 +99,19 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
                 files.append(entry)
             body = {"id": name.partition("/")[2], "sha": repository.commit, "siblings": files, "private": False}
             return self.answer(200, json.dumps(body | {"cardData": repository.card, "downloads": 0}).encode())
+
+        def check(self, name: str) -> None:
+            """May whoever asks read the repository?"""
+            repository, token = hub.repositories.get(name), self.headers.get("Authorization")
+            if token not in (None, f"Bearer {hub.token}"):
+                return self.answer(401, f"no such token: {token}".encode())
+            if repository is None:
+                return self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+            if repository.gated and token is None:
+                return self.answer(401, b"{}", {"X-Error-Code": "GatedRepo"})
+            if repository.gated and not repository.terms_accepted:
+                return self.answer(403, b"{}", {"X-Error-Code": "GatedRepo"})
+            return self.answer(200, b"{}")
 
         def download(self, path: str) -> None:
             place, _, rest = path.strip("/").partition("/resolve/")

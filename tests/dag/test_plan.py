@@ -19,7 +19,7 @@ TRACES = Counter(
     prefetch_model=2, prefetch_dataset=1, prepare_problems=1, generate_traces=50, convert_traces=1, select_traces=2
 )
 MODELS = TRACES + Counter(train=6)
-SCORES = MODELS + Counter(prefetch_dataset=4, prepare_benchmark=4, evaluate=28)
+SCORES = MODELS + Counter(prefetch_dataset=4, prepare_benchmark=4, evaluate=28, collect_scores=28)
 REPORT = SCORES + Counter(measure_overlap=1, compare=1, report=1)
 
 # Fails every import of what a plan must not need, and every connection.
@@ -63,7 +63,8 @@ def test_a_target_runs_its_stage_and_what_that_needs(pipeline: Pipeline, target:
 
 def test_every_planned_command_is_one_that_the_package_understands(pipeline: Pipeline) -> None:
     sample = {"traces": {"own": {"method": "sample"}}, "arms": {"own": {"model": "student", "traces": "own"}}}
-    everything = overlay(SMALL, sample, {"run": {"arms": ["base", "rsd", "direct", "own"]}})
+    judge = {"evaluation": {"judge": {"url": "http://localhost:8000/v1", "model": "judge"}}}
+    everything = overlay(SMALL, sample, judge, {"run": {"arms": ["base", "rsd", "direct", "own"]}})
     seen = set()
     for experiments, config in (((), everything), (POCKET_TINY, None)):
         pipeline.experiments = experiments
@@ -181,6 +182,7 @@ def test_a_run_of_the_base_alone_makes_no_traces_and_trains_nothing(pipeline: Pi
         prepare_benchmark=1,
         measure_overlap=1,
         evaluate=1,
+        collect_scores=1,
         compare=1,
         report=1,
         write_config=1,

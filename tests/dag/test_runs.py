@@ -20,7 +20,10 @@ TABLE = {"compare": 1, **SHOWN}
 RSD = {"select_traces": 1, "train": 2, "evaluate": 4, **TABLE}
 EVERY_ARM = {"select_traces": 2, "train": 4, "evaluate": 8, **TABLE}
 
-# What is changed -> the overlay that does it, the jobs that run again (of 2 shards, 2 seeds, 2 tasks, 3 arms).
+JUDGE = {"evaluation": {"judge": {"url": "http://localhost:8000/v1", "model": "judge"}}}
+
+# What is changed -> the overlay that does it, the jobs that run again (of 2 shards, 2 seeds, 2 tasks, 3 arms). Where
+# nothing else is said, every evaluation is joined again.
 SETTINGS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
     "nothing": ({}, {}),
     "the threshold": ({"traces": {"rsd": {"threshold": 0.03}}}, {"generate_traces": 2, **RSD}),
@@ -41,6 +44,10 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
         {"problems": {"limit": 7}},
         {"prepare_problems": 1, "measure_overlap": 1, "generate_traces": 2, "convert_traces": 1, **EVERY_ARM},
     ),
+    "a benchmark's shards": ({"tasks": {"aime24": {"shards": 2}}}, {"evaluate": 10, "collect_scores": 5, **TABLE}),
+    "the backend": ({"evaluation": {"backend": "transformers"}}, {"evaluate": 10, **TABLE}),
+    "a judge": (JUDGE, {"judge_samples": 10, "collect_scores": 10, **TABLE}),
+    "what becomes of gated benchmarks, where there are none": ({"run": {"gated": "skip"}}, SHOWN),
     "a seed more": ({"run": {"seeds": [0, 1, 2]}}, {"train": 2, "evaluate": 4, **TABLE}),
     "an arm more": (
         {"run": {"arms": ["base", "direct", "rsd", "direct-full"]}},
@@ -60,6 +67,9 @@ SOURCES: dict[str, dict[str, int]] = {
     "rsd/selection.py": {"select_traces": 2, "train": 4, "evaluate": 8, "compare": 1, "report": 1},
     "rsd/train.py": {"train": 4, "evaluate": 8, "compare": 1, "report": 1},
     "rsd/evaluate.py": EVALUATED,
+    "rsd/samples.py": EVALUATED,
+    "rsd/collect.py": {"collect_scores": 10, "compare": 1, "report": 1},
+    "rsd/judge.py": {},
     "rsd/overlap.py": {"measure_overlap": 1, "report": 1},
     "rsd/statistics.py": {"compare": 1, "report": 1},
     "rsd/figures.py": {"report": 1},
@@ -76,10 +86,14 @@ def run_again(pipeline: Pipeline, *arguments: str, change: dict[str, Any] | None
     return dict(pipeline.plan(*arguments, config=overlay(SMALL, {"jobs_at_once": 4}, change or {})))
 
 
+def joined(jobs: dict[str, int]) -> dict[str, int]:
+    return {"collect_scores": jobs["evaluate"], **jobs} if "evaluate" in jobs else jobs
+
+
 @pytest.mark.parametrize("change", SETTINGS)
 def test_a_changed_setting_runs_again_what_depends_on_it_and_nothing_else(finished: Pipeline, change: str) -> None:
     config, jobs = SETTINGS[change]
-    assert run_again(finished, change=config) == jobs
+    assert run_again(finished, change=config) == joined(jobs)
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -88,7 +102,7 @@ def test_an_edited_source_runs_again_what_it_decides_and_nothing_else(finished: 
     before = path.read_text(encoding="utf-8")
     path.write_text(f"{before}\n# edited\n", encoding="utf-8")
     try:
-        assert run_again(finished) == SOURCES[name]
+        assert run_again(finished) == joined(SOURCES[name])
     finally:
         path.write_text(before, encoding="utf-8")
 

@@ -45,7 +45,8 @@ def test_every_stage_leaves_what_it_promises(tiny: Pipeline) -> None:
         )
         assert read_table(folder / "traces" / traces / "rows.parquet", ROWS).num_rows > 0
     for arm in ("base", "direct", "rsd"):
-        assert read_table(folder / "scores" / f"{arm}-seed0" / "pocket.parquet", SAMPLES).num_rows == 2 * len(benchmark)
+        rows = read_table(folder / "scores" / f"{arm}-seed0" / "pocket.parquet", SAMPLES).to_pylist()
+        assert [(row["problem_id"], row["repeat"]) for row in rows] == [(p["id"], k) for p in benchmark for k in (0, 1)]
     for name in ("report.html", "comparison.csv", "comparison.json", "comparison.md"):
         assert (folder / "report" / name).stat().st_size > 100
     assert list((folder / "report" / "figures").glob("*.svg"))

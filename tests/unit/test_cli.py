@@ -53,6 +53,7 @@ def test_settings_that_are_no_object_are_refused(text):
         ("select-traces", "rsd"),
         ("train", "direct-full"),
         ("evaluate", "rsd/math500"),
+        ("collect-scores", "rsd/math500"),
         ("prefetch-model", "student"),
         ("prefetch-dataset", "s1k"),
         ("prepare-problems", None),
@@ -78,6 +79,15 @@ def test_settings_of_something_unknown_say_what_a_name_may_be(name, capsys):
 def test_a_token_analysis_of_something_unknown_says_what_a_name_may_be(name, capsys):
     assert cli.main(["settings", "analyse-tokens", str(CONFIG), *(["--name", name] if name else [])]) == 1
     assert "analyse-tokens: TRACES/READER" in capsys.readouterr().err
+
+
+def test_settings_of_a_judge_can_be_printed_where_there_is_one(tmp_path, capsys):
+    command = ["settings", "--name", "math500", "judge-samples", str(CONFIG)]
+    assert cli.main(command) == 1
+    assert "judge-samples: TASK, with a judge" in capsys.readouterr().err
+    (tmp_path / "mine.yaml").write_text("evaluation: {judge: {url: 'http://localhost/v1', model: m}}\n")
+    assert cli.main([*command, str(tmp_path / "mine.yaml")]) == 0
+    assert json.loads(capsys.readouterr().out)["model"] == "m"
 
 
 def test_config_prints_the_merged_configuration(tmp_path, capsys):

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from rsd import config as c
 from rsd.cli import build_parser, main
+from rsd.compare import MEAN, paper_accuracy, paper_relative_change
 
 ROOT = Path(__file__).parents[2]
 PAPER = ROOT / "config.yaml"
@@ -183,6 +184,34 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"models": {"rsd-seed0": {"source": "hf://some/model", "prompt": "boxed"}}},
         r"models\.rsd-seed0: this is what the arm rsd trained with seed 0 is called; choose another name",
     ),
+    "a judge without its model": (
+        {"evaluation": {"judge": {"url": "http://localhost:8000/v1"}}},
+        r"evaluation\.judge\.model: missing; add it",
+    ),
+    "a key in the judge's address": (
+        {"evaluation": {"judge": {"url": "https://me:sk-secret@judge/v1", "model": "m"}}},
+        r"evaluation\.judge\.url: not of the form .*; correct it \(Address up to",
+    ),
+    "a key in place of its variable's name": (
+        {"evaluation": {"judge": {"url": "https://judge/v1", "model": "m", "key_variable": "sk-secret"}}},
+        r"evaluation\.judge\.key_variable: not of the form .*; correct it \(Name of the environment variable",
+    ),
+    "a backend that there is not": (
+        {"evaluation": {"backend": "vlm"}},
+        r"evaluation\.backend = 'vlm': did you mean 'vllm'\? expected one of: rsd, transformers, vllm",
+    ),
+    "benchmarks that are all gated and skipped": (
+        {"run": {"tasks": ["gpqa_diamond"], "gated": "skip"}},
+        r"run\.gated = 'skip': leaves no benchmark of run\.tasks = \['gpqa_diamond'\]; add one that is not gated",
+    ),
+    "skipped benchmarks written by hand": (
+        {"run": {"skipped_tasks": ["gpqa_diamond"]}},
+        r"run\.skipped_tasks = \['gpqa_diamond'\]: filled in by `run: \{gated: skip\}` alone; remove it",
+    ),
+    "a skipped benchmark that is not gated": (
+        {"run": {"skipped_tasks": ["aime24"], "gated": "skip"}},
+        r"run\.skipped_tasks = \['aime24'\]: 'aime24' is no gated benchmark; remove the key",
+    ),
     "the same seed twice": ({"run": {"seeds": [1, 1]}}, r"run\.seeds = \[1, 1\]: "),
     "no benchmark": ({"run": {"tasks": []}}, r"run\.tasks = \[\]: "),
 }
@@ -201,6 +230,13 @@ def test_a_missing_required_key_is_named(key: str) -> None:
     del config[key]
     with pytest.raises(ValueError, match=rf"{key}: missing; add it"):
         c.validate(config)
+
+
+def test_a_key_that_got_into_the_configuration_is_not_told_on() -> None:
+    for judge in ({"url": "https://me:sk-secret@judge/v1"}, {"url": "https://judge/v1", "key_variable": "sk-secret"}):
+        with pytest.raises(ValueError, match="not of the form") as caught:
+            c.validate(paper(evaluation={"judge": {"model": "m", **judge}}))
+        assert "sk-secret" not in str(caught.value)
 
 
 def test_all_mistakes_are_told_at_once() -> None:
@@ -278,6 +314,76 @@ def test_every_value_of_an_overlay_wins_and_every_other_value_stays(below: Any, 
         # An empty mapping adds nothing to a mapping.
         assert node == value or value == {}
     assert merged.keys() == below.keys() | over.keys()
+
+
+# --- evaluation ----------------------------------------------------------------------------------------------------
+
+
+def test_the_papers_profile_is_that_of_the_paper_with_the_prompt_of_training() -> None:
+    config = c.load([PAPER])
+    settings = c.evaluation_settings(config, "rsd", "aime24")
+    assert settings["profile"] == "paper"
+    assert settings["sampling"] == {"temperature": 0.7, "top_p": 0.95, "top_k": 0}
+    assert settings["context"] == 16384
+    assert settings["model"]["prompt"] == c.traces_settings(config, "rsd")["student"]["prompt"]
+    assert settings["model"]["prompt"].startswith("<|im_start|>system\nYou are Qwen, created by Alibaba Cloud.")
+    assert settings["model"]["prompt"].endswith("<|im_start|>assistant\n<think>")
+    assert settings["format"] == c.traces_settings(config, "rsd")["format"]
+    # An empty profile is the paper's, too.
+    assert c.validate(paper(profiles={"own": {}}))["profiles"]["own"] == config["profiles"]["paper"]
+
+
+def test_the_profile_qwen_is_that_of_qwens_model_card_without_a_system_message() -> None:
+    settings = c.evaluation_settings(c.validate(paper(evaluation={"profile": "qwen"})), "rsd", "aime24")
+    assert settings["profile"] == "qwen"
+    assert settings["sampling"] == {"temperature": 0.6, "top_p": 0.95, "top_k": 20}
+    assert settings["context"] == 32768
+    assert "<|im_start|>system" not in settings["model"]["prompt"]
+    assert settings["model"]["prompt"].startswith("<|im_start|>user\n{question}\n")
+    assert settings["model"]["prompt"].endswith("<|im_start|>assistant\n<think>")
+
+
+def test_the_full_profile_takes_as_many_samples_as_a_difference_of_a_point_needs() -> None:
+    config = c.load([PAPER])
+    repeats = {task: c.evaluation_settings(config, "base", task)["repeats"] for task in config["run"]["tasks"]}
+    assert repeats == {"aime24": 64, "aime25": 64, "gpqa_diamond": 16, "math500": 8}
+
+
+def test_gated_benchmarks_can_be_left_out_and_are_remembered() -> None:
+    config = c.validate(paper(run={"gated": "skip"}))
+    assert config["run"]["tasks"] == ["aime24", "aime25", "math500"]
+    assert config["run"]["skipped_tasks"] == c.compare_settings(config)["skipped_tasks"] == ["gpqa_diamond"]
+    assert "gpqa_diamond" not in c.used_datasets(config)
+    assert c.validate(config) == config
+    again = c.validate(c.merge(config, {"run": {"tasks": ["gpqa_diamond", "math500"]}}))
+    assert (again["run"]["tasks"], again["run"]["skipped_tasks"]) == (["math500"], ["gpqa_diamond"])
+
+
+def test_where_nothing_is_gated_nothing_is_skipped() -> None:
+    tasks = ["aime24", "math500"]
+    for gated in ("skip", "required"):
+        run = c.validate(paper(run={"gated": gated, "tasks": tasks}))["run"]
+        assert (run["tasks"], run["skipped_tasks"]) == (tasks, [])
+    assert c.load([PAPER])["run"]["tasks"] == ["aime24", "aime25", "gpqa_diamond", "math500"]
+
+
+def test_the_papers_mean_is_shown_beside_a_mean_of_the_same_benchmarks_alone() -> None:
+    changes: dict[str, Any] = {"reference": {"mean_relative_change": {"rsd": 4.9}}}
+    for gated, mean, change in (("required", 25.95, 4.9), ("skip", None, None)):
+        settings = c.compare_settings(c.validate(paper(**changes, run={"gated": gated})))
+        found = paper_accuracy(settings, "base", MEAN)
+        assert found == (mean if mean is None else pytest.approx(mean))
+        assert paper_relative_change(settings, "rsd") == change
+        assert paper_accuracy(settings, "base", "math500") == 65.4
+
+
+def test_a_judge_gets_no_gated_benchmark_unless_that_is_wanted() -> None:
+    judge = {"url": "http://localhost:8000/v1", "model": "m"}
+    assert c.judged_tasks(c.load([PAPER])) == []
+    config = c.validate(paper(evaluation={"judge": judge}))
+    assert c.judged_tasks(config) == ["aime24", "aime25", "math500"]
+    config = c.validate(paper(evaluation={"judge": {**judge, "send_gated": True}}))
+    assert c.judged_tasks(config) == config["run"]["tasks"]
 
 
 # --- what runs -----------------------------------------------------------------------------------------------------
@@ -448,6 +554,8 @@ def decisions(config: c.Config) -> Any:
             [(c.training_settings(config, arm), c.arm_seeds(config, arm)) for arm in run["arms"]],
             [c.evaluation_settings(config, arm, task) for arm in run["arms"] for task in run["tasks"]],
             [(*pair, c.analysis_settings(config, *pair)) for pair in c.token_analyses(config)],
+            [c.task_shard_names(config, task) for task in run["tasks"]],
+            [c.judge_settings(config, task) for task in c.judged_tasks(config)],
             {**c.report_settings(config), "config": None},
         ]
     except (KeyError, AttributeError, TypeError) as error:
@@ -464,8 +572,9 @@ def test_every_key_decides_something() -> None:
     }
     used: set[str] = set()
     unused: dict[str, str] = {}
+    judge = {"url": "http://localhost:8000/v1", "model": "m"}
     for profile in ("paper", "qwen"):
-        config = c.validate(paper(**extra, evaluation={"profile": profile}))
+        config = c.validate(paper(**extra, evaluation={"profile": profile, "judge": judge}))
         before = decisions(config)
         for path, _ in leaves(config):
             pattern = schema_path(path)
@@ -474,7 +583,7 @@ def test_every_key_decides_something() -> None:
             else:
                 unused[pattern] = ".".join(path)
     # What the rules and the report read from the whole configuration.
-    elsewhere = {"jobs_at_once": "workflow/rules/common.smk"}
+    elsewhere = {"jobs_at_once": "workflow/rules/common.smk", "run.gated": "workflow/rsd/config.py"}
     for pattern, file in elsewhere.items():
         assert pattern.rpartition(".")[2] in (ROOT / file).read_text(encoding="utf-8"), f"{file} ignores {pattern}"
     assert {pattern: where for pattern, where in unused.items() if pattern not in used} == {

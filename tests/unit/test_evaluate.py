@@ -24,17 +24,16 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.registry import get_model
 
+from evaluations import END, FORMAT, cut, evaluated, facts, problem, requests_for, said, settings_with
 from rsd import evaluate, lm, progress
-from rsd.evaluate import check_metrics, grade_samples, load_problems, load_task, run_evaluate, run_harness, summarise
-from rsd.lm import Generation, RsdLM
+from rsd.evaluate import load_problems, load_task, run_evaluate, run_harness
+from rsd.lm import RsdLM
 from rsd.records import SAMPLES, read_jsonl, read_provenance, read_table, write_jsonl
+from rsd.samples import Generation, check_metrics, grade_samples, summarise
 from tiny import tiny_model_folder
 
 ROOT = Path(__file__).parents[2]
 TASK_FILES = sorted(evaluate.TASKS.glob("*.yaml"))
-END = "<|im_end|>"
-FORMAT = {"think_close": "</think>", "end_of_turn": END, "answer": "boxed", "dataset_trace": "{response}"}
-PROMPT = "<|im_start|>{question}" + END
 
 
 @pytest.fixture(autouse=True)
@@ -50,32 +49,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model_folder(tmp_path_factory.mktemp("model"))
 
 
-def problem(number: int, **changes: Any) -> dict[str, Any]:
-    return {"id": f"{number:016x}", "question": f"{number}+1", "answer": str(number + 1), "solution": ""} | changes
-
-
 @pytest.fixture
 def benchmark(tmp_path: Path) -> Path:
     path = tmp_path / "data" / "pocket.jsonl"
     write_jsonl(path, [problem(number) for number in (3, 4, 5)])
     return path
-
-
-def settings_with(**changes: Any) -> dict[str, Any]:
-    settings = {
-        "task": "pocket",
-        "repeats": 4,
-        "lanes": 5,
-        "jobs_at_once": 1,
-        "sampling": {"temperature": 1.0, "top_k": 0, "top_p": 1.0},
-        "context": 40,
-        "profile": "paper",
-        "model": {"name": "student", "dtype": "float32", "prompt": PROMPT},
-        "format": FORMAT,
-        "seed": 0,
-        "device": "cpu",
-    }
-    return settings | changes
 
 
 class ScriptedLM(LM):
@@ -95,14 +73,6 @@ class ScriptedLM(LM):
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         raise NotImplementedError
-
-
-def said(text: str, n_tokens: int = 10) -> Generation:
-    return Generation(text + END, n_tokens, "end_of_turn")
-
-
-def cut(text: str, n_tokens: int = 20) -> Generation:
-    return Generation(text, n_tokens, "length")
 
 
 def right(problem_id: str) -> str:
@@ -260,24 +230,9 @@ def test_the_facts_about_a_generation_survive_copying() -> None:
 # --- our decoder as a model of lm-eval -----------------------------------------------------------------------------
 
 
-def requests_for(numbers: Sequence[int], repeats: int, task: str = "pocket", **wishes: Any) -> list[Instance]:
-    """As lm-eval makes them: the k repeats of a document are the same object k times."""
-    requests: list[Instance] = []
-    for index, number in enumerate(numbers):
-        wish = {"until": [], "temperature": 1.0, "top_k": 0, "top_p": 1.0} | wishes
-        prompt = PROMPT.replace("{question}", f"{number}+1")
-        one = Instance("generate_until", problem(number), (prompt, wish), idx=0, metadata=(task, index, repeats))
-        requests += [one] * repeats
-    return requests
-
-
 def decoder(folder: Path, **changes: Any) -> RsdLM:
     arguments = {"dtype": "float32", "device": "cpu", "batch_size": 5, "max_length": 40, "end_of_turn": END, "seed": 0}
     return RsdLM(folder, **(arguments | changes))
-
-
-def facts(generations: Sequence[Generation]) -> list[tuple[str, int, str]]:
-    return [(str(generation), generation.n_tokens, generation.finish) for generation in generations]
 
 
 def test_the_decoder_is_registered_at_lm_eval() -> None:
@@ -356,17 +311,11 @@ def test_a_generation_setting_that_the_decoder_lacks_is_refused(folder: Path) ->
 
 
 def stage(folder: Path, benchmark: Path, where: Path, **changes: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    samples, scores = where / "pocket.parquet", where / "pocket.json"
-    run_evaluate(
-        model=folder,
-        benchmark=benchmark,
-        settings=settings_with(**changes),
-        threads=1,
-        samples=samples,
-        scores=scores,
-        work=benchmark.parent / "work",
-    )
-    return read_table(samples, SAMPLES).to_pylist(), json.loads(scores.read_text())
+    return evaluated(folder, benchmark, where, settings_with(**changes))
+
+
+def journals(benchmark: Path) -> list[Path]:
+    return sorted((benchmark.parent / "work").glob("*/*/*.jsonl"))
 
 
 def test_every_sample_is_kept_and_the_scores_follow_from_them(folder: Path, benchmark: Path, tmp_path: Path) -> None:
@@ -377,6 +326,8 @@ def test_every_sample_is_kept_and_the_scores_follow_from_them(folder: Path, benc
     assert scores["tokens"] == sum(row["n_tokens"] for row in rows)
     assert (scores["task"], scores["model"], scores["profile"]) == ("pocket", "student", "paper")
     assert (scores["n_problems"], scores["repeats"], scores["resumed_samples"]) == (3, 4, 0)
+    assert (scores["backend"], scores["shards"]) == ("rsd", 1)
+    assert "judge" not in scores
     assert scores["lm_eval"]["task_version"] == 1.0
     provenance = read_provenance(tmp_path / "scores" / "pocket.parquet")
     assert provenance["settings"] == scores["provenance"]["settings"]
@@ -410,7 +361,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_samples(
     assert not list((tmp_path / "killed").glob("*"))
     resumed, scores = stage(folder, benchmark, tmp_path / "killed")
     assert scores["resumed_samples"] == 7
-    for journal in (benchmark.parent / "work").glob("*/*"):
+    for journal in journals(benchmark):
         journal.unlink()
     fresh, scores = stage(folder, benchmark, tmp_path / "fresh")
     assert scores["resumed_samples"] == 0
@@ -450,7 +401,7 @@ def test_samples_in_flight_are_gone_on_with_and_no_token_is_made_twice(
     resumed = read_table(tmp_path / "pocket.parquet", SAMPLES).to_pylist()
     assert re.search(r"[1-9] samples go on where they were, behind [1-9]\d* tokens", caplog.text)
     assert sum(counts) == sum(row["n_tokens"] for row in resumed)
-    for journal in (benchmark.parent / "work").glob("*/*"):
+    for journal in journals(benchmark):
         journal.unlink()
     fresh, scores = stage(folder, benchmark, tmp_path / "fresh")
     assert scores["resumed_samples"] == 0
@@ -472,7 +423,7 @@ def test_what_earlier_runs_made_is_counted_as_made(
 
 def test_the_journal_that_is_kept_holds_no_parts(folder: Path, benchmark: Path, tmp_path: Path) -> None:
     stop_in_round(9, folder, benchmark, tmp_path, counts=[])
-    (journal,) = (benchmark.parent / "work").glob("*/*")
+    (journal,) = journals(benchmark)
     assert b'"part"' in journal.read_bytes()
     rows, _ = stage(folder, benchmark, tmp_path)
     assert b'"part"' not in journal.read_bytes()
@@ -494,7 +445,7 @@ def test_a_damaged_journal_costs_only_its_tail(
     folder: Path, benchmark: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     before, _ = stage(folder, benchmark, tmp_path)
-    (journal,) = (benchmark.parent / "work").glob("*/*")
+    (journal,) = journals(benchmark)
     journal.write_bytes(journal.read_bytes()[:-5])
     after, scores = stage(folder, benchmark, tmp_path)
     assert scores["resumed_samples"] == len(before) - 1
@@ -511,6 +462,79 @@ def test_more_repeats_and_other_lanes_go_on_with_the_samples_that_are_there(
     assert [row for row in many if row["repeat"] < 2] == few
 
 
+# --- shards ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shards", [2, 3, 5])
+def test_shards_give_the_samples_and_scores_of_a_run_in_one_piece(
+    folder: Path, benchmark: Path, tmp_path: Path, shards: int
+) -> None:
+    whole, scores = stage(folder, benchmark, tmp_path / "whole")
+    for journal in journals(benchmark):
+        journal.unlink()
+    split, joined = stage(folder, benchmark, tmp_path / "split", shards=shards)
+    assert split == whole
+    assert (joined.pop("shards"), scores.pop("shards")) == (shards, 1)
+    assert joined["resumed_samples"] == 0
+    for volatile in ("seconds", "provenance"):
+        del joined[volatile], scores[volatile]
+    assert joined == scores
+    sizes = [
+        read_table(tmp_path / "split" / "pocket" / f"shard-{shard:03d}.parquet", SAMPLES).num_rows
+        for shard in range(shards)
+    ]
+    assert sizes == [4 * len(range(shard, 3, shards)) for shard in range(shards)]
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (3, 2)])
+def test_another_number_of_shards_costs_no_finished_sample(
+    folder: Path, benchmark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int, after: int
+) -> None:
+    rows, _ = stage(folder, benchmark, tmp_path / "before", shards=before)
+    monkeypatch.setattr(lm, "load_model", lambda *_: pytest.fail("the model was loaded"))
+    again, scores = stage(folder, benchmark, tmp_path / "after", shards=after)
+    assert again == rows
+    assert scores["resumed_samples"] == len(rows)
+
+
+def test_another_number_of_shards_goes_on_in_the_middle_of_a_sample(
+    folder: Path, benchmark: Path, tmp_path: Path
+) -> None:
+    counts: list[int] = []
+    stop_in_round(9, folder, benchmark, tmp_path, counts=counts)
+    stop_in_round(4, folder, benchmark, tmp_path, shards=2, counts=counts)
+    stop_in_round(3, folder, benchmark, tmp_path, shards=3, counts=counts)
+    stop_in_round(0, folder, benchmark, tmp_path, shards=2, counts=counts)
+    resumed = read_table(tmp_path / "pocket.parquet", SAMPLES).to_pylist()
+    assert sum(counts) == sum(row["n_tokens"] for row in resumed)
+    for journal in journals(benchmark):
+        journal.unlink()
+    assert stage(folder, benchmark, tmp_path / "fresh")[0] == resumed
+
+
+def test_a_shard_leaves_the_journals_of_the_others_alone_and_removes_those_of_earlier_settings(
+    folder: Path, benchmark: Path, tmp_path: Path
+) -> None:
+    stage(folder, benchmark, tmp_path, shards=2)
+    old = journals(benchmark)
+    assert [path.name for path in old] == ["shard-000-of-002.jsonl", "shard-001-of-002.jsonl"]
+    stage(folder, benchmark, tmp_path, shards=2)
+    assert journals(benchmark) == old
+    stage(folder, benchmark, tmp_path, shards=2, seed=1)
+    assert [path.name for path in journals(benchmark)] == [path.name for path in old]
+    assert not {path.parent for path in journals(benchmark)} & {path.parent for path in old}
+
+
+def test_a_shard_that_there_is_not_is_refused(folder: Path, benchmark: Path, tmp_path: Path) -> None:
+    common = {"model": folder, "benchmark": benchmark, "threads": 1, "samples": tmp_path / "x", "work": tmp_path}
+    for shard in (-1, 2):
+        with pytest.raises(ValueError, match=rf"--shard {shard}: expected 0 to 1, for tasks\.pocket\.shards = 2"):
+            run_evaluate(settings=settings_with(shards=2), shard=shard, **common)
+
+
+# --- whose samples are taken ---------------------------------------------------------------------------------------
+
+
 def test_a_finished_journal_is_graded_without_loading_the_model(
     folder: Path, benchmark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -524,6 +548,7 @@ def test_a_finished_journal_is_graded_without_loading_the_model(
     [
         {"seed": 1},
         {"context": 41},
+        {"backend": "transformers"},
         {"sampling": {"temperature": 0.5, "top_k": 0, "top_p": 1.0}},
         {"model": {"name": "student", "dtype": "float32", "prompt": "{question}"}},
     ],
@@ -533,8 +558,10 @@ def test_another_setting_takes_no_sample_of_an_earlier_run(folder: Path, benchma
     def path(**changes: Any) -> Path:
         return evaluate.journal_path(benchmark.parent, folder, benchmark, settings_with(**changes))
 
-    assert path(**change) != path()
+    assert path(**change).parent != path().parent
     assert path(repeats=9, lanes=1) == path()
+    assert path(shards=4).parent == path().parent
+    assert path(shards=4) != path()
 
 
 def test_another_benchmark_takes_no_sample_of_an_earlier_run(folder: Path, benchmark: Path) -> None:

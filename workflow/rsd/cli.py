@@ -130,9 +130,9 @@ def _evaluate(a: Arguments) -> None:
         model=a.model,
         benchmark=a.benchmark,
         settings=a.settings,
+        shard=a.shard,
         threads=a.threads,
         samples=a.samples,
-        scores=a.scores,
         work=a.work,
     )
 
@@ -150,6 +150,25 @@ def _analyse_tokens(a: Arguments) -> None:
         tokens=a.tokens,
         summary=a.summary,
         work=a.work,
+    )
+
+
+def _judge_samples(a: Arguments) -> None:
+    from rsd.judge import run_judge_samples
+
+    run_judge_samples(benchmark=a.benchmark, shards=a.shards, settings=a.settings, output=a.output, work=a.work)
+
+
+def _collect_scores(a: Arguments) -> None:
+    from rsd.collect import run_collect_scores
+
+    run_collect_scores(
+        benchmark=a.benchmark,
+        shards=a.shards,
+        judge=a.judge,
+        settings=a.settings,
+        samples=a.samples,
+        scores=a.scores,
     )
 
 
@@ -201,6 +220,8 @@ def _settings(a: Arguments) -> None:
         "select-traces": lambda c: config.select_settings(c, a.name),
         "train": lambda c: config.training_settings(c, a.name),
         "evaluate": lambda c: config.evaluation_settings(c, *a.name.split("/", 1)),
+        "judge-samples": lambda c: config.judge_settings(c, a.name),
+        "collect-scores": lambda c: config.evaluation_settings(c, *a.name.split("/", 1)),
         "make-pocket-model": lambda c: config.pocket_settings(c, f"pocket://{a.name}"),
         "make-pocket-dataset": lambda c: config.pocket_settings(c, f"pocket://{a.name}"),
         "analyse-tokens": lambda c: config.analysis_settings(c, *a.name.split("/", 1)),
@@ -212,8 +233,16 @@ def _settings(a: Arguments) -> None:
     except (KeyError, AttributeError, TypeError) as error:
         raise ValueError(
             f"--name {a.name!r} names nothing that {a.stage} works on; give an entry of the configuration: a model, "
-            "dataset, task, trace set or arm (evaluate: ARM/TASK; analyse-tokens: TRACES/READER)"
+            "dataset, task, trace set or arm (evaluate, collect-scores: ARM/TASK; judge-samples: TASK, with a judge; "
+            "analyse-tokens: TRACES/READER)"
         ) from error
+
+
+def _check_access(a: Arguments) -> None:
+    from rsd.access import check_access
+
+    check_access(config.load(a.configs), a.datasets)
+    print("everything that needs a permission is there, or may be had")
 
 
 def _show(a: Arguments) -> int:
@@ -367,15 +396,15 @@ STAGES: dict[str, tuple[str, Callable[[Arguments], None], dict[str, str]]] = {
         },
     ),
     "evaluate": (
-        "measure a model on a benchmark, through lm-eval",
+        "measure a model on a share of a benchmark, through lm-eval",
         _evaluate,
         {
             "model": "path",
             "benchmark": "path",
             "settings": "settings",
+            "shard": "int",
             "threads": "int",
             "samples": "path",
-            "scores": "path",
             "work": "path",
         },
     ),
@@ -392,6 +421,23 @@ STAGES: dict[str, tuple[str, Callable[[Arguments], None], dict[str, str]]] = {
             "tokens": "path",
             "summary": "path",
             "work": "path",
+        },
+    ),
+    "judge-samples": (
+        "ask an LLM for a second opinion on samples",
+        _judge_samples,
+        {"benchmark": "path", "shards": "paths", "settings": "settings", "output": "path", "work": "path"},
+    ),
+    "collect-scores": (
+        "join the shards of a benchmark, and score them",
+        _collect_scores,
+        {
+            "benchmark": "path",
+            "shards": "paths",
+            "judge": "optional-path",
+            "settings": "settings",
+            "samples": "path",
+            "scores": "path",
         },
     ),
     "compare": (
@@ -424,6 +470,9 @@ STAGES: dict[str, tuple[str, Callable[[Arguments], None], dict[str, str]]] = {
     ),
 }
 
+# The stages that need a network.
+NETWORK = ("prefetch-model", "prefetch-dataset", "judge-samples")
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
@@ -435,7 +484,7 @@ def build_parser() -> argparse.ArgumentParser:
         for flag, kind in flags.items():
             command.add_argument(f"--{flag}", **_KINDS[kind])
         command.add_argument("--log", type=Path, help="also write everything that is printed to this file")
-        command.set_defaults(run=run, for_people=False, network=name.startswith("prefetch-"))
+        command.set_defaults(run=run, for_people=False, network=name in NETWORK)
     people = commands.add_parser("config", help="merge and check config files, print the result")
     people.add_argument("configs", type=Path, nargs="+", metavar="CONFIG")
     people.add_argument("--output", type=Path)
@@ -448,6 +497,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="which model, dataset, task, trace set or arm (evaluate: ARM/TASK; analyse-tokens: TRACES/READER)",
     )
     people.set_defaults(run=_settings, for_people=True)
+    text = "say whether gated datasets may be downloaded, and whether the judge's key is there"
+    people = commands.add_parser("check-access", help=text, description=text)
+    people.add_argument("configs", type=Path, nargs="+", metavar="CONFIG")
+    people.add_argument("--datasets", type=Path, default=Path("results/datasets"), help="where downloads are")
+    people.set_defaults(run=_check_access, for_people=True)
     people = commands.add_parser("show", help="print an experiment's main table and where its report is")
     people.add_argument("folder", type=Path, metavar="results/EXPERIMENT")
     people.set_defaults(run=_show, for_people=True)

@@ -23,7 +23,16 @@ Config = dict[str, Any]
 
 ROOT = Path(__file__).parents[2]
 # Settings of a stage that decide how fast its result comes, and not what it is.
-NOT_DECIDING = ("lanes", "device", "schedule", "block_length", "jobs_at_once")
+NOT_DECIDING = (
+    "lanes",
+    "device",
+    "schedule",
+    "block_length",
+    "jobs_at_once",
+    "key_variable",
+    "timeout_s",
+    "concurrency",
+)
 SCHEMA_PATH = Path(__file__).parents[1] / "schemas" / "config.schema.yaml"
 
 
@@ -66,7 +75,7 @@ def validate(config: Mapping[str, Any]) -> Config:
     ] or _schema_problems(schema, filled)
     if not problems:
         filled = fill_defaults(schema, filled)
-        problems = _reference_problems(filled)
+        problems = _reference_problems(filled) or _skip_gated(filled)
     if problems:
         raise ValueError("the configuration is not valid:\n  " + "\n  ".join(problems))
     return filled
@@ -159,6 +168,9 @@ def _explain(error: jsonschema.ValidationError) -> list[str]:
             return [f"{key} = {found!r}: {_suggest(str(found), allowed)}{hint}"]
         case "minimum" | "maximum" | "exclusiveMinimum" | "exclusiveMaximum":
             return [f"{key} = {found!r}: expected {_bounds(node)}; choose a value in it{hint}"]
+        case "pattern" if node.get("writeOnly"):
+            # Perhaps a secret that got into the wrong place.
+            return [f"{key}: not of the form {wanted}; correct it{hint}"]
         case _:
             return [f"{key} = {found!r}: {error.message}; correct it{hint}"]
 
@@ -320,12 +332,49 @@ def _training_problems(name: str, arm: Mapping[str, Any], config: Config) -> lis
     return problems
 
 
+def _skip_gated(config: Config) -> list[str]:
+    """Moves the benchmarks on gated datasets from run.tasks to run.skipped_tasks, where run.gated says so."""
+    run = config["run"]
+    if run["gated"] == "required" and run["skipped_tasks"]:
+        return [
+            f"run.skipped_tasks = {run['skipped_tasks']!r}: filled in by `run: {{gated: skip}}` alone; remove it, or "
+            "write that"
+        ]
+    if wrong := [task for task in run["skipped_tasks"] if task not in config["tasks"] or not is_gated(config, task)]:
+        return [f"run.skipped_tasks = {run['skipped_tasks']!r}: {wrong[0]!r} is no gated benchmark; remove the key"]
+    if run["gated"] == "skip":
+        gated = [task for task in run["tasks"] if is_gated(config, task)]
+        if len(gated) == len(run["tasks"]):
+            return [
+                f"run.gated = 'skip': leaves no benchmark of run.tasks = {run['tasks']!r}; add one that is not gated"
+            ]
+        run["tasks"] = [task for task in run["tasks"] if task not in gated]
+        run["skipped_tasks"] = list(dict.fromkeys([*run["skipped_tasks"], *gated]))
+    return []
+
+
 # --- what runs ---------------------------------------------------------------------------------------------------
 
 
 def shard_names(config: Config, traces: str) -> list[str]:
     """`shard-000`, ... of a trace set."""
     return [f"shard-{index:03d}" for index in range(config["traces"][traces]["shards"])]
+
+
+def task_shard_names(config: Config, task: str) -> list[str]:
+    """`shard-000`, ... of a model's samples of a benchmark."""
+    return [f"shard-{index:03d}" for index in range(config["tasks"][task]["shards"])]
+
+
+def is_gated(config: Config, task: str) -> bool:
+    """Whether a benchmark's dataset is gated."""
+    return config["datasets"][config["tasks"][task]["dataset"]]["gated"]
+
+
+def judged_tasks(config: Config) -> list[str]:
+    """The benchmarks of this run whose samples are sent to the judge; none without one."""
+    judge = config["evaluation"]["judge"]
+    return [task for task in config["run"]["tasks"] if judge and (judge["send_gated"] or not is_gated(config, task))]
 
 
 def arm_seeds(config: Config, arm: str) -> list[int]:
@@ -506,7 +555,7 @@ def training_settings(config: Config, arm: str) -> Config:
 
 
 def evaluation_settings(config: Config, arm: str, task: str) -> Config:
-    """Of evaluate."""
+    """Of evaluate and collect_scores; a shard's number is not part of it."""
     profile = config["profiles"][config["evaluation"]["profile"]]
     model = model_settings(config, config["arms"][arm]["model"])
     if profile["prompt"] is not None:
@@ -514,6 +563,8 @@ def evaluation_settings(config: Config, arm: str, task: str) -> Config:
     return {
         "task": task,
         "repeats": config["tasks"][task]["repeats"],
+        "shards": config["tasks"][task]["shards"],
+        "backend": config["evaluation"]["backend"],
         "lanes": config["evaluation"]["lanes"],
         "sampling": {key: profile[key] for key in ("temperature", "top_k", "top_p")},
         "context": profile["context"],
@@ -542,6 +593,14 @@ def analysis_settings(config: Config, traces: str, reader: str) -> Config:
     }
 
 
+def judge_settings(config: Config, task: str) -> Config:
+    """Of judge_samples; KeyError for a benchmark that there is not, TypeError without a judge."""
+    dataset, judge = config["tasks"][task]["dataset"], config["evaluation"]["judge"]
+    settings = {key: judge[key] for key in ("url", "model", "key_variable", "timeout_s", "concurrency", "samples")}
+    settings |= {"end_of_turn": config["format"]["end_of_turn"], "seed": config["seed"]}
+    return {"task": task, "dataset": dataset, **settings}
+
+
 def compare_settings(config: Config) -> Config:
     """Of compare: what was run, and the published values."""
     return {
@@ -555,6 +614,7 @@ def compare_settings(config: Config) -> Config:
         },
         "base": config["run"]["base"],
         "tasks": config["run"]["tasks"],
+        "skipped_tasks": config["run"]["skipped_tasks"],
         "reference": config["reference"],
         **config["report"],
         "seed": config["seed"],

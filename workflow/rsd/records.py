@@ -80,6 +80,15 @@ SAMPLES = pa.schema(
         "text": pa.string(),
     }
 )
+# What a judge says of a sample.
+JUDGEMENTS = pa.schema(
+    {
+        "problem_id": pa.string(),
+        "repeat": pa.int32(),
+        "verdict": pa.string(),  # right | wrong | unparsable
+        "reply": pa.string(),
+    }
+)
 
 REMEDY = "delete the file and run again; it will be made anew"
 

@@ -16,6 +16,7 @@ from rsd.provenance import PACKAGE, code_digest
 # Modules of this package that no stage's numbers depend on.
 PLUMBING = (
     "__init__",
+    "access",
     "bench",
     "bench_command",
     "cli",
@@ -72,8 +73,10 @@ STAGE_MODULES: dict[str, tuple[str, ...]] = {
     "convert_traces": _DATA,
     "select_traces": ("selection", "grading", "models", "prompts"),
     "train": ("train", "checkpoints", "training_rows", "models"),
-    "evaluate": ("evaluate", "lm", "grading", *DECODER),
     "analyse_tokens": ("tokens", "token_summary", "scoring", "pieces", "models", "vocabulary"),
+    "evaluate": ("evaluate", "lm", "backends", "samples", "grading", *DECODER),
+    "judge_samples": ("judge",),
+    "collect_scores": ("collect", "samples", "grading", "prompts"),
     "compare": ("compare", "statistics"),
     "report": ("report", "compare", "figures", "formatting", "notes", "statistics"),
     "write_config": (),

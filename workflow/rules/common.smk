@@ -11,6 +11,7 @@ from snakemake.exceptions import WorkflowError
 sys.path.insert(0, os.path.join(workflow.basedir, "workflow"))
 
 from rsd import config as settings_of
+from rsd.access import check_access
 from rsd.stages import stage_code
 
 try:
@@ -37,6 +38,8 @@ NEEDS = {
     "train": {"mem_mb": 64000, "runtime": 1440, "disk_mb": 60000},
     "evaluate": {"mem_mb": 32000, "runtime": 1440, "disk_mb": 4000},
     "analyse_tokens": {"mem_mb": 24000, "runtime": 480, "disk_mb": 1000},
+    "judge_samples": {"mem_mb": 2000, "runtime": 240, "disk_mb": 100},
+    "collect_scores": {"mem_mb": 8000, "runtime": 60, "disk_mb": 2000},
     "compare": {"mem_mb": 4000, "runtime": 30, "disk_mb": 100},
     "report": {"mem_mb": 4000, "runtime": 30, "disk_mb": 200},
 }
@@ -54,6 +57,21 @@ def model_threads(wildcards):
     Snakemake knows nothing of GPUs without a profile; a job that takes all cores has the GPU for itself.
     """
     return max(1, workflow.cores // config["jobs_at_once"])
+
+
+def evaluation_environment():
+    """The environment file of the jobs that sample answers: vLLM wants versions of its own."""
+    return f"../../envs/{'vllm' if config['evaluation']['backend'] == 'vllm' else 'rsd'}.yaml"
+
+
+def require_access():
+    """Stops a run before its first job where a gated dataset or the judge's key cannot be had."""
+    if workflow.touch:
+        return
+    try:
+        check_access(config)
+    except PermissionError as error:
+        raise WorkflowError(str(error)) from None
 
 
 # --- names ---
@@ -141,6 +159,18 @@ def written_shards(wildcards):
         return []
     shards = settings_of.shard_names(config, wildcards.traces)
     return collect("<experiment>/traces/{traces}/{shard}.parquet", traces=wildcards.traces, shard=shards)
+
+
+def sample_shards(wildcards):
+    """The shards of a model's samples of a benchmark."""
+    folder = "<experiment>/scores/{arm}-seed{seed}/{task}"
+    return [f"{folder}/{shard}.parquet" for shard in settings_of.task_shard_names(config, wildcards.task)]
+
+
+def judgements(wildcards):
+    """The judge's verdicts on a model's samples of a benchmark; none where nobody is asked."""
+    asked = wildcards.task in settings_of.judged_tasks(config)
+    return "<experiment>/scores/{arm}-seed{seed}/{task}/judge.parquet" if asked else []
 
 
 def scores_folder(wildcards, input):
