@@ -31,7 +31,8 @@ from transformers.generation.logits_process import (
 from rsd.journal import Found
 from rsd.law import Sampling
 from rsd.lm import Job, SampledLM
-from rsd.planning import free_bytes, lane_bytes, lanes_that_fit
+from rsd.memory import free_bytes
+from rsd.planning import lanes_that_fit, single_lane_bytes
 from rsd.progress import Progress
 from rsd.samples import Generation
 from rsd.streams import states, stream_key, uniforms
@@ -115,7 +116,7 @@ class TransformersLM(ChunkedLM):
         context, and must still have positions.
         """
         model = self.engine.model
-        each = lane_bytes([model], context=self.max_length, max_new_tokens=self.max_length, block=1)
+        each = single_lane_bytes(model, context=self.max_length, max_new_tokens=self.max_length)
         most = len(jobs) if self.lanes else min(len(jobs), TRANSFORMERS_LANES)
         lanes = lanes_that_fit(self.lanes, each, free_bytes(model.device) / self.sharers, most=most)
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or self.max_length
