@@ -31,7 +31,7 @@ FILES = {
     "judge-samples": ["output"],
     "collect-scores": ["samples", "scores"],
     "compare": ["output", "summary"],
-    "report": ["html", "markdown", "figures/accuracy.svg", "figures/lengths.svg"],
+    "report": ["html", "markdown", "figures/accuracy.svg", "figures/lengths.svg", "tables/accuracy.csv"],
     "write-config": ["output"],
 }
 

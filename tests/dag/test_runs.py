@@ -55,6 +55,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
     ),
     "an arm less": ({"run": {"arms": ["base", "rsd"]}}, TABLE),
     "the confidence": ({"report": {"confidence": 0.9}}, TABLE),
+    "the problems on the page": ({"report": {"problems": 5, "tokens": 10, "megabytes": 1}}, SHOWN),
     "the title": ({"title": "another"}, SHOWN),
     "the mirror": ({"mirror": "/somewhere/else"}, SHOWN),
     "the jobs at once": ({"jobs_at_once": 1}, SHOWN),
@@ -73,6 +74,7 @@ SOURCES: dict[str, dict[str, int]] = {
     "rsd/overlap.py": {"measure_overlap": 1, "report": 1},
     "rsd/statistics.py": {"compare": 1, "report": 1},
     "rsd/figures.py": {"report": 1},
+    "rsd/templates/report.js": {"report": 1},
     "tasks/aime24.yaml": {"evaluate": 5, "compare": 1, "report": 1},
     "tasks/gsm8k.yaml": {},
     "rsd/hub.py": {},
@@ -131,7 +133,7 @@ def test_every_file_on_disk_is_made_by_a_rule(finished: Pipeline) -> None:
     output = finished.run("--summary", config=overlay(SMALL, {"jobs_at_once": 4})).stdout
     declared = {line.split("\t")[0] for line in output.splitlines() if line.startswith("results/")}
     made = {str(path.relative_to(finished.folder)) for path in results.rglob("*") if path.is_file()}
-    folders = ("results/paper/logs/", "results/paper/benchmarks/", "results/paper/report/figures/")
+    folders = tuple(f"results/paper/{name}/" for name in ("logs", "benchmarks", "report/figures", "report/tables"))
     assert {path for path in made - declared if not path.startswith(folders)} == set()
 
 
@@ -139,7 +141,8 @@ def test_snakemakes_own_report_holds_table_page_figures_traces_and_configuration
     page = finished.folder / "snakemake.html"
     finished.run("--report", str(page), config=overlay(SMALL, {"jobs_at_once": 4}))
     text = page.read_text(encoding="utf-8")
-    for name in ("comparison.csv", "report.html", "accuracy.svg", "lengths.svg", "selection.json", "config.yaml"):
+    tables, figures = ("comparison.csv", "accuracy.csv"), ("accuracy.svg", "lengths.svg")
+    for name in (*tables, *figures, "report.html", "selection.json", "config.yaml"):
         assert name in text
 
 

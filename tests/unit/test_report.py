@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import copy
+import hashlib
 import html.parser
 import json
 import re
@@ -16,124 +18,38 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rsd import config as configuration
-from rsd import figures, formatting, notes, report
-from rsd.compare import read_comparison, read_summary, run_compare
+from rsd import figures, formatting, notes, report_figures, report_pages
+from rsd import report_result as report
+from rsd.compare import read_comparison, read_summary
+from rsd.records import write_jsonl
+from synthetic_report import (
+    MANIFEST,
+    OVERLAP,
+    PROBLEMS,
+    RUN,
+    SCORE,
+    SELECTION,
+    TRAINING,
+    Config,
+    Folder,
+    paper_config,
+    scores_records,
+    token_rows,
+    write_problems,
+    write_tokens,
+    write_traces,
+)
 from synthetic_results import PAPER_ACCURACY, PAPER_TASKS, write_samples, write_scores
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = "<script>alert(1)</script> & \"quotes\" '$x^2$' `code` | _under_ {{ 7 * 7 }}"
-RUN = {
-    "commit": "0123456789abcdef",
-    "python": "3.11.9",
-    "packages": {"torch": "2.13.0"},
-    "machine": "x86_64",
-    "gpu": None,
-    "finished_unix": 1.7e9,
+
+
+QUESTION = {
+    "text": "Does RSD help the student?",
+    "comparisons": [["rsd", "base"], ["rsd", "direct"]],
+    "rule": "The interval of the mean leaves out 0.",
 }
-QUANTILES = {"mean": 110.0, "p0": 5.0, "p5": 20.0, "p25": 70.0, "p50": 100.0, "p75": 130.0, "p95": 240.0, "p100": 300.0}
-SELECTION = {
-    "problems": {"all": 1000, "solved": 167, "prefix": 833, "dropped": 0, "without_attempt": {}},
-    "attempts": 16000,
-    "reasons": {"kept": 167, "unfinished": 12000, "wrong_answer": 3833},
-    "correct_share": 0.0625,
-    "tokens": {"attempts": QUANTILES, "kept": QUANTILES, "completions": QUANTILES, "rows": None},
-    "block_size": 8192,
-    "over_block_share": 0.5678,
-    "kept_unfinished_share": 0.0,
-    "fallback_rate": {"attempts": 0.0084, "kept": 0.0051},
-    "provenance": {"settings": {}, "run": RUN},
-}
-TRAINING = {
-    "curve": [{"step": step, "epoch": step / 50, "loss": 1 / step} for step in range(1, 151)],
-    "rows": {
-        "total": 1000,
-        "prefix": 833,
-        "overlong": 5,
-        "truncated": 5,
-        "dropped": 0,
-        "used": 1000,
-        "supervised_tokens": 123456,
-    },
-    "steps": 150,
-    "epochs": 3,
-    "seconds": 3725.0,
-    "provenance": {"settings": {}, "run": RUN},
-}
-PROBLEMS = {"dataset": "s1k", "rows": 1003, "problems": 1000, "limit": None, "duplicates": [{}] * 2, "empty": [{}]}
-OVERLAP = {
-    "n_problems": 1000,
-    "method": {"near": "half of the words"},
-    "tasks": {"math500": {"n_problems": 500, "exact": [["a1", "b1"], ["a2", "b2"]], "near": [["a3", "b2", 0.75]]}},
-}
-MANIFEST = {
-    "kind": "model",
-    "source": "hf://Qwen/Qwen3-0.6B",
-    "revision": "c1899de",
-    "licence": "apache-2.0",
-    "files": {"model.safetensors": {"size": 1_503_300_328, "sha256": "f00d" * 16}},
-}
-SCORE = {
-    "tokens": 1000,
-    "seconds": 60.0,
-    "lm_eval": {"version": "0.4.13", "task_version": 1},
-    "provenance": {"run": RUN},
-}
-
-Config = dict[str, Any]
-
-
-def paper_config(**changes: Any) -> Config:
-    over = {"report": {"resamples": 300}, "run": {"seeds": [0, 1]}}
-    loaded = configuration.validate(configuration.merge(configuration.load([ROOT / "config.yaml"]), over))
-    return configuration.merge(loaded, changes)
-
-
-class Folder:
-    """A results folder, and the report made of it."""
-
-    def __init__(self, path: Path, config: Config) -> None:
-        self.path, self.config = path, config
-        self.selections = {name: self.record(f"{name}.selection", SELECTION) for name in ("direct", "rsd")}
-        self.trainings = {
-            f"{arm}-seed{seed}": self.record(f"{arm}{seed}.training", TRAINING)
-            for arm in ("direct", "rsd")
-            for seed in (0, 1)
-        }
-        self.manifests = {"models/student": self.record("student.manifest", MANIFEST)}
-        self.problems = self.record("problems", PROBLEMS)
-        self.overlap = self.record("overlap", OVERLAP)
-
-    def record(self, name: str, value: Any) -> Path:
-        path = self.path / "records" / f"{name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(value))
-        return path
-
-    def compare(self) -> None:
-        run_compare(
-            scores=self.path / "scores",
-            settings=configuration.compare_settings(self.config),
-            output=self.path / "comparison.csv",
-            summary=self.path / "comparison.json",
-        )
-
-    def report(self) -> tuple[str, str]:
-        """The page and the Markdown."""
-        report.run_report(
-            comparison=self.path / "comparison.csv",
-            summary=self.path / "comparison.json",
-            selections=self.selections,
-            trainings=self.trainings,
-            problems_report=self.problems,
-            overlap=self.overlap,
-            manifests=self.manifests,
-            scores=self.path / "scores",
-            settings=configuration.report_settings(self.config),
-            html=self.path / "report.html",
-            markdown=self.path / "comparison.md",
-            figures=self.path / "figures",
-        )
-        return (self.path / "report.html").read_text(), (self.path / "comparison.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -142,10 +58,19 @@ def paper(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     folder = Folder(tmp_path_factory.mktemp("paper"), paper_config())
     tasks = {task: (min(problems, 120), 4) for task, (problems, _) in PAPER_TASKS.items()}
     write_scores(folder.path / "scores", tasks, PAPER_ACCURACY, {"base": [0], "direct": [0, 1], "rsd": [0, 1]})
-    for model in (folder.path / "scores").iterdir():
-        for task in tasks:
-            (model / f"{task}.json").write_text(json.dumps(SCORE))
+    scores_records(folder.path / "scores", tasks, SCORE)
+    ids = write_problems(folder.path / "problems.jsonl", 30)
+    write_traces(folder.path / "traces" / "rsd", ids, 4)
+    write_traces(folder.path / "traces" / "direct", ids, 1, rsd=False)
+    folder.analyses = [("rsd", "student"), ("direct", "student"), ("rsd", "rsd-seed0"), ("direct", "direct-seed0")]
+    for place, (traces, reader) in enumerate(folder.analyses):
+        rows = token_rows(ids[:9], 200, improbable=0.01 + 0.05 * (traces == "direct"), seed=place)
+        write_tokens(folder.path / "tokens", traces, reader, rows)
+    folder.benchmark("generate_traces/rsd/shard-000", 3600.0)
+    folder.benchmark("train/rsd-seed0", 60.0)
+    folder.benchmark("evaluate/base-seed0/math500", 30.0)
     folder.compare()
+    folder.change_summary(question=QUESTION)
     folder.report()
     return folder
 
@@ -158,7 +83,7 @@ def page(paper: Folder) -> str:
 class Reader(html.parser.HTMLParser):
     """The visible text, the tags and their attributes; checks that tags are closed in order."""
 
-    VOID = ("meta", "br", "link", "img", "path", "use", "rect")
+    VOID = ("meta", "br", "link", "img", "path", "use", "rect", "input")
 
     def __init__(self, source: str) -> None:
         super().__init__()
@@ -182,7 +107,7 @@ class Reader(html.parser.HTMLParser):
             assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open[-1:] != ["style"]:
+        if self.open[-1:] not in (["style"], ["script"]):
             self.words.append(data)
 
     @property
@@ -204,6 +129,10 @@ def entry(**changes: Any) -> dict[str, Any]:
         "relative_change": {"value": 4.89, "low": 1.2, "high": 8.71, "paper": 4.9},
         "difference_by_seed": [1.0, 1.54, -0.3],
         "seed_sd": 0.94,
+        "fixed": {"low": 0.52, "high": 1.91},
+        "p": 0.0041,
+        "p_holm": 0.0123,
+        "smallest_difference": 1.1,
     } | changes
 
 
@@ -217,7 +146,8 @@ ANSWERS = {
 def test_the_sentence_gives_verdict_points_relative_change_and_both_intervals() -> None:
     assert report.sentence(entry(), ANSWERS) == (
         "“RSD” did better than “Base”: mean accuracy over 2 tasks 27.2 % against 25.9 %, +1.3 points "
-        "(95 % interval for these models +0.3 to +2.3), +4.9 % relative to “Base” (+1.2 to +8.7)."
+        "(95 % interval +0.3 to +2.3 for problems like these, +0.5 to +1.9 for these problems; p = 0.004, 0.012 by "
+        "Holm's correction), +4.9 % relative to “Base” (+1.2 to +8.7)."
     )
 
 
@@ -232,9 +162,10 @@ def test_the_sentence_gives_verdict_points_relative_change_and_both_intervals() 
             "no relative change, since “Base” solved nothing",
         ),
         (
-            {"difference_points": {"value": 1.0, "low": None, "high": None}},
-            "(95 % interval for these models not determined)",
+            {"difference_points": {"value": 1.0, "low": None, "high": None}, "fixed": {}, "p": None, "p_holm": None},
+            "+1.0 points (95 % interval not determined for problems like these), +4.9 %",
         ),
+        ({"p": 0.0001, "p_holm": None}, "for these problems; p < 0.001), "),
     ],
 )
 def test_the_sentence_says_when_the_answer_is_another_one(changes: dict[str, Any], part: str) -> None:
@@ -284,12 +215,76 @@ def test_the_question_is_rsd_against_base_and_against_the_datasets_traces() -> N
     assert report.primary_comparisons(answers, config) == [("direct", "base"), ("rsd", "base"), ("own", "base")]
 
 
+def test_a_declared_question_decides_what_is_asked_and_an_unmade_comparison_is_missing() -> None:
+    answers = ANSWERS | {
+        "question": {"comparisons": [["rsd", "base"], ["own", "base"]]},
+        "comparisons": [entry()],
+    }
+    views = [report.compared_view(found, answers) for found in report.primary_entries(answers, paper_config())]
+    assert [view["verdict"] for view in views] == ["higher", "missing"]
+    assert views[1]["sentence"] == "“own” against “Base”: missing, since not all of the samples are there."
+
+
+def test_many_comparisons_are_split_by_the_arms_of_the_question() -> None:
+    arms = [f"arm{number}" for number in range(10)]
+    answers = {
+        "base": "arm0",
+        "question": {"comparisons": [["arm2", "arm0"], ["arm2", "arm1"]]},
+        "comparisons": [{"arm": arm, "against": other} for other in arms for arm in arms if arm > other],
+    }
+    first, rest = report.split_comparisons(answers, {})
+    assert [(pair["arm"], pair["against"]) for pair in first] == [
+        *((arm, "arm0") for arm in arms[1:]),
+        *((arm, "arm1") for arm in arms[2:]),
+    ]
+    assert len(first) + len(rest) == 45
+    few = answers | {"comparisons": answers["comparisons"][:6]}
+    assert report.split_comparisons(few, {}) == (few["comparisons"], [])
+
+
 def test_the_page_begins_with_the_answer(paper: Folder, page: str) -> None:
     text = Reader(page).text
     summary = read_summary(paper.path / "comparison.json")
     said = [report.sentence(answer, summary) for answer in summary["comparisons"] if answer["arm"] == "rsd"]
     places = [text.index(" ".join(sentence.split())) for sentence in said]
     assert all(place < text.index("Table 1.") for place in places)
+    assert len(said) == 2
+
+
+def test_the_question_stands_before_the_answer_and_the_rule_behind_it(page: str) -> None:
+    text = Reader(page).text
+    question, rule = f"Asked before the run. {QUESTION['text']}", f"before the run. {QUESTION['rule']}"
+    assert text.index(question) < text.index("mean accuracy over 4 tasks") < text.index(rule) < text.index("Table 1.")
+
+
+def test_a_card_holds_everything_that_says_how_sure(paper: Folder, page: str) -> None:
+    summary = read_summary(paper.path / "comparison.json")
+    text = Reader(page).text
+    for arm, against in QUESTION["comparisons"]:
+        found = next(one for one in summary["comparisons"] if (one["arm"], one["against"]) == (arm, against))
+        points, fixed = found["difference_points"], found["fixed"]
+        assert (
+            f"{formatting.signed(points['value'])} points 95 %, problems like these "
+            f"{formatting.interval(points['low'], points['high'], sign=True)} 95 %, these problems "
+            f"{formatting.interval(fixed['low'], fixed['high'], sign=True)} "
+            f"p (sign flips) {formatting.p_value(found['p'])} p, Holm {formatting.p_value(found['p_holm'])} "
+            "smallest detectable "
+            f"{formatting.number(found['smallest_difference'])} points"
+        ) in text
+
+
+def test_a_judges_opinion_is_summed_over_seeds_and_decides_nothing() -> None:
+    def judged(right: int, wrong: int, model: str) -> dict[str, Any]:
+        return {"judge": {"model": model, "table": {"right_right": right, "wrong_right": wrong, "wrong_wrong": 5}}}
+
+    scores = {
+        "rsd-seed0/aime24": judged(10, 1, "one"),
+        "rsd-seed1/aime24": judged(20, 4, "two"),
+        "base-seed0/aime24": {},
+    }
+    (found,) = report.judged_view(scores, ANSWERS)
+    assert (found["label"], found["task"], found["models"], found["judged"]) == ("RSD", "aime24", ["one", "two"], 45)
+    assert found["agreement"] == 40 / 45
 
 
 # --- the page ------------------------------------------------------------------------------------------------------
@@ -299,14 +294,15 @@ def test_the_page_shows_every_accuracy_with_its_interval_and_the_papers_value(pa
     text = Reader(page).text
     for row in read_comparison(paper.path / "comparison.csv"):
         if (row.against, row.seed, row.metric) == ("", "all", "accuracy"):
-            assert f"{formatting.number(row.value)} {formatting.interval(row.low, row.high)}" in text
+            intervals = formatting.interval(row.low, row.high), formatting.interval(row.fixed_low, row.fixed_high)
+            assert f"{formatting.number(row.value)} {intervals[0]} [{intervals[1]}]" in text
     for published in ("paper 2.7", "paper 65.4", "paper 25.95", "paper −20.5 %", "paper +4.9 %"):
         assert published in text
 
 
-def test_the_page_needs_no_network_and_no_scripts(page: str) -> None:
+def test_the_page_needs_no_network_and_runs_its_own_script_alone(page: str) -> None:
     tags = Reader(page).tags
-    assert not {tag for tag, _ in tags} & {"script", "link", "img", "iframe", "object", "embed", "base", "form"}
+    assert not {tag for tag, _ in tags} & {"link", "img", "iframe", "object", "embed", "base", "form"}
     for _, attributes in tags:
         for name, value in attributes.items():
             assert not name.startswith("on")
@@ -316,7 +312,19 @@ def test_the_page_needs_no_network_and_no_scripts(page: str) -> None:
     style = page[page.index("<style>") : page.index("</style>")]
     assert "url(" not in style
     assert "@import" not in style
-    assert "default-src 'none'" in page
+    scripts = re.findall(r"<script([^>]*)>(.*?)</script>", page, flags=re.DOTALL)
+    assert [attributes for attributes, _ in scripts] == [' type="application/json" id="explorer-data"', ""]
+    digest = base64.b64encode(hashlib.sha256(scripts[1][1].encode()).digest()).decode()
+    policy = next(
+        str(attributes["content"]) for tag, attributes in tags if "content-security-policy" in str(attributes).lower()
+    )
+    assert policy.split("; ") == [
+        "default-src 'none'",
+        f"script-src 'sha256-{digest}'",
+        "style-src 'unsafe-inline'",
+        "base-uri 'none'",
+        "form-action 'none'",
+    ]
 
 
 def test_inner_links_lead_somewhere_and_ids_are_unique(page: str) -> None:
@@ -338,6 +346,11 @@ def test_the_records_of_all_stages_are_shown(page: str) -> None:
         "56.8 %",  # over the block size
         "1 h 02 min",
         "1.000 0.007",  # loss
+        "Agree % Right by both",
+        "How many of the attempts at a problem have the right answer.",
+        "rank-surprisal ratio",
+        "SFT on RSD traces, seed 0 (after training)",
+        "1 h 00 min",
         "1 000 training problems from 1 003 rows",
         "2 rows with the question of an earlier one",
         "math500 500 2 1 0.4 %",  # overlap: two benchmark problems of 500
@@ -361,10 +374,15 @@ def test_the_configuration_on_the_page_gives_the_same_run(paper: Folder, page: s
 
 
 def test_the_same_results_give_the_same_bytes(paper: Folder, page: str) -> None:
-    before = {path.name: path.read_bytes() for path in (paper.path / "figures").iterdir()}
+    def files() -> dict[str, bytes]:
+        return {
+            path.name: path.read_bytes() for name in ("figures", "tables") for path in (paper.path / name).iterdir()
+        }
+
+    before = files()
     again, _ = paper.report()
     assert again == page
-    assert {path.name: path.read_bytes() for path in (paper.path / "figures").iterdir()} == before
+    assert files() == before
 
 
 def test_the_papers_experiment_is_not_called_another_one(page: str) -> None:
@@ -381,7 +399,7 @@ def gaps(tmp_path: Path) -> Folder:
     tasks = dict.fromkeys(PAPER_TASKS, (4, 2))
     write_scores(folder.path / "scores", tasks, PAPER_ACCURACY, {"base": [0], "direct": [0, 1], "rsd": [0, 1]})
     (folder.path / "scores" / "rsd-seed1" / "math500.parquet").unlink()
-    for path in (folder.path / "records").iterdir():
+    for path in folder.records():
         path.unlink()
     folder.compare()
     return folder
@@ -394,6 +412,8 @@ def test_missing_cells_and_records_are_shown_as_missing(gaps: Folder) -> None:
     assert "rsd-seed1/math500" in text
     assert "“SFT on RSD traces” against “Untrained student”: missing" in text
     assert "The overlap with the benchmarks is missing." in text
+    assert "The benchmark files of this run are missing." in text
+    assert "No problem is shown here: it is not known which training problems are problems of gpqa_diamond" in text
     assert not re.search(r"\b(nan|inf|None)\b", text)
     row = next(line for line in markdown.splitlines() if line.startswith("| SFT on RSD traces |"))
     assert row.split("|")[5].strip() == "missing"
@@ -401,15 +421,42 @@ def test_missing_cells_and_records_are_shown_as_missing(gaps: Folder) -> None:
 
 
 def test_records_with_missing_keys_are_no_error(gaps: Folder) -> None:
-    for path in (
-        *gaps.selections.values(),
-        *gaps.trainings.values(),
-        gaps.problems,
-        gaps.overlap,
-        *gaps.manifests.values(),
-    ):
+    gaps.analyses = [("rsd", "student"), ("rsd", "rsd-seed0")]
+    analyses = [gaps.path / "tokens" / traces / f"{reader}.json" for traces, reader in gaps.analyses]
+    scores = [gaps.path / "scores" / "base-seed0" / f"{task}.json" for task in PAPER_TASKS]
+    for path in (*gaps.records(), *analyses, *scores):
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text('{"unknown": 1}')
     assert "missing" in Reader(gaps.report()[0]).text
+
+
+def test_a_comparison_without_the_newer_numbers_shows_them_as_missing(gaps: Folder) -> None:
+    tasks = dict.fromkeys(PAPER_TASKS, (4, 2))
+    write_scores(gaps.path / "scores", tasks, PAPER_ACCURACY, {"base": [0], "direct": [0, 1], "rsd": [0, 1]})
+    gaps.compare()
+    lines = (gaps.path / "comparison.csv").read_text().splitlines()
+    later = ("pass_at_k", "maj_at_k", "duplicate_share", "smallest_difference")
+    (gaps.path / "comparison.csv").write_text(
+        "\n".join(line for line in lines if not any(name in line for name in later))
+    )
+    summary = read_summary(gaps.path / "comparison.json")
+    old = [
+        {key: value for key, value in found.items() if key not in ("fixed", "p", "p_holm", "smallest_difference")}
+        for found in summary["comparisons"]
+    ]
+    gaps.change_summary(comparisons=old, tests=None)
+    text = Reader(gaps.report()[0]).text
+    assert "smallest detectable missing" in text
+    assert "p, Holm missing" in text
+
+
+def test_a_set_made_from_another_one_has_no_attempts_and_names_where_it_comes_from(gaps: Folder) -> None:
+    gaps.config["traces"]["filtered"] = gaps.config["traces"]["direct"] | {"method": "filter"}
+    gaps.config["arms"]["direct"]["traces"] = "filtered"
+    gaps.selection("filtered", {"of": "direct", "problems": {"all": 9, "solved": 7, "prefix": 0, "dropped": 2}})
+    text = Reader(gaps.report()[0]).text
+    assert "another set's traces, filtered, from direct" in text
+    assert "7 77.8 %" in text
 
 
 def test_a_broken_record_is_refused_by_name(gaps: Folder) -> None:
@@ -420,7 +467,7 @@ def test_a_broken_record_is_refused_by_name(gaps: Folder) -> None:
 
 def test_an_untrained_student_alone_has_a_report(tmp_path: Path) -> None:
     folder = Folder(tmp_path, paper_config(run={"arms": ["base"], "tasks": ["math500"]}))
-    folder.selections, folder.trainings = {}, {}
+    folder.trainings = {}
     write_samples(tmp_path / "scores" / "base-seed0" / "math500.parquet", np.array([[True, False]] * 3))
     folder.compare()
     page, markdown = folder.report()
@@ -443,7 +490,16 @@ def test_nothing_that_is_shown_is_markup(tmp_path: Path) -> None:
     )
     hostile = json.loads(json.dumps(SELECTION))
     hostile["reasons"][HOSTILE] = 3
-    folder.record("rsd.selection", hostile)
+    folder.selection("rsd", hostile)
+    ids = [HOSTILE, "</script><script>alert(2)</script>", "<!--"]
+    records = [{"id": name, "question": HOSTILE + "\u2028</script>", "answer": HOSTILE} for name in ids]
+    write_jsonl(tmp_path / "problems.jsonl", records)
+    write_traces(tmp_path / "traces" / "rsd", ids, 3)
+    rows = token_rows(ids, 20, improbable=0.5)
+    for row in rows:
+        row["pieces"] = [HOSTILE, "</script>", "<!--", "\u202e"] * (len(row["pieces"]) // 4)
+    folder.analyses = [("rsd", "student")]
+    write_tokens(tmp_path / "tokens", "rsd", "student", rows)
     folder.record("student.manifest", MANIFEST | {"licence": HOSTILE, "revision": HOSTILE, "source": HOSTILE})
     folder.record("problems", PROBLEMS | {"dataset": HOSTILE})
     folder.record(
@@ -453,10 +509,17 @@ def test_nothing_that_is_shown_is_markup(tmp_path: Path) -> None:
     folder.compare()
     page, markdown = folder.report()
     reader = Reader(page)
-    assert "script" not in {tag for tag, _ in reader.tags}
-    assert "<script" not in page
+    assert len([tag for tag, _ in reader.tags if tag == "script"]) == page.count("<script") == 2
+    data = page.split('id="explorer-data">')[1].split("</script>")[0]
+    assert not set("<>&\u2028\u2029") & set(data)
+    assert {problem["id"] for problem in json.loads(data)["problems"]} == set(ids)
+    assert json.loads(data)["views"][HOSTILE]["rsd"]["pieces"][:2] == [HOSTILE, "</script>"]
     assert HOSTILE in reader.text
+    assert "⟨U+202E⟩" in reader.text
+    assert "\u202e" not in reader.text
     assert "<script" not in markdown
+    for path in (tmp_path / "tables").glob("*.tex"):
+        assert not re.search(r"(?<!\\)\$x", path.read_text())
     table = [line for line in markdown.splitlines() if line.startswith("| base")]
     assert len(re.findall(r"(?<!\\)\|", table[0])) == 3
     for figure in (tmp_path / "figures").glob("*.svg"):
@@ -465,7 +528,7 @@ def test_nothing_that_is_shown_is_markup(tmp_path: Path) -> None:
 
 @given(st.text(max_size=40))
 def test_escaped_markdown_is_one_line_without_markup(text: str) -> None:
-    escaped = report.escape_markdown(text)
+    escaped = report_pages.escape_markdown(text)
     assert "\n" not in escaped
     assert not set("<>") & set(escaped)
     assert not re.search(r"(?<!\\)(?:\\\\)*[|`*_]", escaped)
@@ -474,21 +537,29 @@ def test_escaped_markdown_is_one_line_without_markup(text: str) -> None:
 # --- figures -------------------------------------------------------------------------------------------------------
 
 
-def test_figures_are_written_as_svg_and_png(paper: Folder) -> None:
+FIGURES = ["accuracy", "before-after", "differences", "fallback", "lengths", "right-attempts", "tokens", "training"]
+
+
+def test_figures_are_written_as_svg_and_pdf(paper: Folder) -> None:
     names = sorted(path.name for path in (paper.path / "figures").iterdir())
-    assert names == [f"{name}.{kind}" for name in ("accuracy", "differences", "training") for kind in ("png", "svg")]
+    assert names == [f"{name}.{kind}" for name in FIGURES for kind in ("pdf", "svg")]
     for name in names:
         content = (paper.path / "figures" / name).read_bytes()
-        if name.endswith("png"):
-            assert content.startswith(b"\x89PNG")
+        if name.endswith("pdf"):
+            assert content.startswith(b"%PDF")
+            assert b"CreationDate" not in content
         else:
             ElementTree.fromstring(content)
             assert b"<dc:date>" not in content
 
 
+def test_figures_are_numbered_in_their_order_on_the_page(page: str) -> None:
+    assert re.findall(r"Figure (\d+)\.", Reader(page).text) == [str(number) for number in range(1, len(FIGURES) + 1)]
+
+
 def test_figures_on_the_page_take_their_colours_from_the_page(paper: Folder, page: str) -> None:
     drawings = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
-    assert len(drawings) == 3
+    assert len(drawings) == len(FIGURES)
     for drawing in drawings:
         ElementTree.fromstring(drawing)
         assert "var(--ink)" in drawing
@@ -537,11 +608,11 @@ def test_a_figure_title_that_would_need_escaping_is_refused() -> None:
 
 def test_losses_are_averaged_over_equal_stretches() -> None:
     points = [{"epoch": float(step), "loss": float(step % 2)} for step in range(240)]
-    epochs, losses = report.averaged(points)
+    epochs, losses = report_figures.averaged(points)
     assert len(epochs) == 60
     assert losses == [0.5] * 60
     assert epochs[0] == 1.5
-    assert report.averaged(points[:3]) == ([0, 1, 2], [0, 1, 0])
+    assert report_figures.averaged(points[:3]) == ([0, 1, 2], [0, 1, 0])
 
 
 # --- terminal ------------------------------------------------------------------------------------------------------

@@ -184,16 +184,20 @@ def _report(a: Arguments) -> None:
     run_report(
         comparison=a.comparison,
         summary=a.summary,
-        selections=dict(a.selection),
+        problems=a.problems,
+        traces=a.traces,
+        tokens=a.tokens,
         trainings=dict(a.training),
         problems_report=a.problems_report,
         overlap=a.overlap,
         manifests=dict(a.manifest),
         scores=a.scores,
+        benchmarks=a.benchmarks,
         settings=a.settings,
         html=a.html,
         markdown=a.markdown,
         figures=a.figures,
+        tables=a.tables,
     )
 
 
@@ -246,7 +250,7 @@ def _check_access(a: Arguments) -> None:
 
 
 def _show(a: Arguments) -> int:
-    from rsd.report import terminal_table
+    from rsd.report_result import terminal_table
 
     comparison, page = a.folder / "report" / "comparison.csv", a.folder / "report" / "report.html"
     if not (comparison.exists() and page.exists()):
@@ -451,16 +455,20 @@ STAGES: dict[str, tuple[str, Callable[[Arguments], None], dict[str, str]]] = {
         {
             "comparison": "path",
             "summary": "path",
-            "selection": "named",
+            "problems": "path",
+            "traces": "path",
+            "tokens": "path",
             "training": "named",
             "problems-report": "path",
             "overlap": "path",
             "manifest": "named",
             "scores": "path",
+            "benchmarks": "path",
             "settings": "settings",
             "html": "path",
             "markdown": "path",
             "figures": "path",
+            "tables": "path",
         },
     ),
     "write-config": (

@@ -33,6 +33,8 @@ NOT_DECIDING = (
     "timeout_s",
     "concurrency",
 )
+# Settings under `report` that change the page and no number.
+ON_THE_PAGE = ("problems", "tokens", "megabytes")
 SCHEMA_PATH = Path(__file__).parents[1] / "schemas" / "config.schema.yaml"
 
 
@@ -616,11 +618,16 @@ def compare_settings(config: Config) -> Config:
         "tasks": config["run"]["tasks"],
         "skipped_tasks": config["run"]["skipped_tasks"],
         "reference": config["reference"],
-        **config["report"],
+        **{key: value for key, value in config["report"].items() if key not in ON_THE_PAGE},
         "seed": config["seed"],
     }
 
 
 def report_settings(config: Config) -> Config:
-    """Of report: how things are called, and the whole configuration to show."""
-    return {"experiment": config["experiment"], "title": config["title"] or config["experiment"], "config": config}
+    """Of report: how things are called, how much the page shows, and the whole configuration to show."""
+    return {
+        "experiment": config["experiment"],
+        "title": config["title"] or config["experiment"],
+        "page": {key: config["report"][key] for key in ON_THE_PAGE},
+        "config": config,
+    }

@@ -1,4 +1,4 @@
-"""The report's figures: numbers in, SVG and PNG out. Knows nothing of files, configuration or HTML but its colours.
+"""The report's figures of results: numbers in, SVG and PDF out. Of the page it knows the colours alone.
 
 Every mark is labelled beside it, so that colour is never the only sign. A figure is drawn in the light palette; for a
 page, `inline_svg` turns the palette's colours into CSS variables of the same names, so that the page's dark scheme
@@ -45,6 +45,8 @@ STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "svg.fonttype": "none",
+    # Text in a PDF as text (Type 42), which journals ask for.
+    "pdf.fonttype": 42,
     "svg.hashsalt": "rsd",
     "text.color": INK,
     "axes.labelcolor": SOFT,
@@ -58,12 +60,14 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Mark:
-    """One value with its interval; None where it is missing or not determined."""
+    """One value with its interval and a narrower one within it; None where it is missing or not determined."""
 
     label: str
     value: float | None
     low: float | None = None
     high: float | None = None
+    inner_low: float | None = None
+    inner_high: float | None = None
     paper: float | None = None
     colour: str = INK
     strong: bool = False
@@ -133,7 +137,7 @@ def accuracy_figure(groups: Sequence[Group]) -> Any:
 
 @styled
 def forest_figure(groups: Sequence[Group]) -> Any:
-    """Differences in points with their intervals and the line of no difference, one group a comparison."""
+    """Differences in points with both intervals (thin, thick) and the line of no difference, marks below headings."""
     figure, axes, places = _rows_figure(groups)
     marks = [mark for group in groups for mark in group.marks]
     reach = _greatest(
@@ -146,6 +150,9 @@ def forest_figure(groups: Sequence[Group]) -> Any:
             _missing(axes, 0, y)
             continue
         _whisker(axes, mark, y)
+        if mark.inner_low is not None and mark.inner_high is not None:
+            inner = [mark.inner_low, mark.inner_high]
+            axes.plot(inner, [y, y], color=mark.colour, linewidth=4.5, alpha=0.55, zorder=2, solid_capstyle="butt")
         axes.plot(
             mark.value,
             y,
@@ -176,14 +183,14 @@ def training_figure(panels: Sequence[Panel]) -> Any:
     """
     columns = min(3, len(panels))
     lines = math.ceil(len(panels) / columns)
-    figure = _figure(WIDTH, 2.1 * lines + 0.3)
+    figure = new_figure(WIDTH, 2.1 * lines + 0.3)
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     dashes = ["-", "--", ":", "-."]
     for axes, panel in zip(grid.flat, panels, strict=False):
-        _bare(axes)
+        bare(axes)
         axes.spines["left"].set_visible(True)
         axes.grid(axis="y", color=LINE, linewidth=0.6)
-        axes.set_title(_wrapped(panel.title, 24), fontsize=9, loc="left", fontweight="bold")
+        axes.set_title(broken(panel.title, 24), fontsize=9, loc="left", fontweight="bold")
         for index, (label, (x, y)) in enumerate(panel.curves.items()):
             axes.plot(x, y, dashes[index % len(dashes)], color=panel.colour, linewidth=1.2, label=label)
         if len(panel.curves) > 1:
@@ -204,14 +211,16 @@ def training_figure(panels: Sequence[Panel]) -> Any:
 
 @styled
 def save(figure: Any, folder: Path, name: str) -> str:
-    """Writes NAME.svg and NAME.png (200 dots an inch, white) into `folder`; returns the SVG."""
+    """Writes NAME.svg and NAME.pdf into `folder`, on white; returns the SVG, on nothing."""
     text = io.StringIO()
     figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     svg = text.getvalue()
     with atomic_path(folder / f"{name}.svg") as temporary:
         temporary.write_text(svg.replace("<defs>", _WHITE + "<defs>", 1), encoding="utf-8")
-    with atomic_path(folder / f"{name}.png") as temporary:
-        figure.savefig(temporary, format="png", dpi=200, facecolor="white", metadata={"Software": None})
+    with atomic_path(folder / f"{name}.pdf") as temporary:
+        # Without its date and maker the same numbers give the same bytes.
+        nothing = dict.fromkeys(("CreationDate", "Creator", "Producer"))
+        figure.savefig(temporary, format="pdf", facecolor="white", metadata=nothing)
     return svg
 
 
@@ -241,7 +250,8 @@ def inline_svg(svg: str, title: str) -> str:
 # --- parts ---------------------------------------------------------------------------------------------------------
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure of that size in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
@@ -257,13 +267,13 @@ def _rows_figure(groups: Sequence[Group]) -> tuple[Any, Any, list[tuple[Mark, fl
         y += 0.95
         for mark in group.marks:
             places.append((mark, y))
-            y += 1.35 if "\n" in _wrapped(mark.label, LABEL_WIDTH) else 1
+            y += 1.35 if "\n" in broken(mark.label, LABEL_WIDTH) else 1
         y += 0.35
-    figure = _figure(WIDTH, ROW * y + 0.55)
+    figure = new_figure(WIDTH, ROW * y + 0.55)
     axes = figure.subplots()
-    _bare(axes)
+    bare(axes)
     axes.grid(axis="x", color=LINE, linewidth=0.6, zorder=0)
-    axes.set_yticks([place for _, place in places], [_wrapped(mark.label, LABEL_WIDTH) for mark, _ in places])
+    axes.set_yticks([place for _, place in places], [broken(mark.label, LABEL_WIDTH) for mark, _ in places])
     axes.set_ylim(y - 0.5, -0.7)
     for label, (mark, _) in zip(axes.get_yticklabels(), places, strict=True):
         label.set_fontweight("bold" if mark.strong else "normal")
@@ -275,7 +285,8 @@ def _rows_figure(groups: Sequence[Group]) -> tuple[Any, Any, list[tuple[Mark, fl
     return figure, axes, places
 
 
-def _bare(axes: Any) -> None:
+def bare(axes: Any) -> None:
+    """Takes away what carries no number: spines and ticks."""
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.set_axisbelow(True)
@@ -302,7 +313,8 @@ def _missing(axes: Any, x: float, y: float) -> None:
     )
 
 
-def _wrapped(text: str, width: int) -> str:
+def broken(text: str, width: int) -> str:
+    """Text on at most two lines of `width` characters."""
     return textwrap.fill(textwrap.shorten(text, 2 * width, placeholder=" …"), width)
 
 

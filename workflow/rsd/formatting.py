@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 
 MISSING = "missing"
+# Controls but for tab and newline, zero-width signs, direction marks.
+_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
 
 
 def number(value: float | None, digits: int = 1) -> str:
@@ -34,6 +37,23 @@ def share(part: float | None, whole: float | None = None, digits: int = 1) -> st
     if part is None or (whole is not None and whole == 0):
         return MISSING
     return f"{number(100 * part / (1 if whole is None else whole), digits)}\N{NO-BREAK SPACE}%"
+
+
+def p_value(value: float | None) -> str:
+    """A p-value with three digits, `< 0.001` below that; `missing` for None."""
+    if value is None:
+        return MISSING
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def visible(text: str) -> str:
+    """Text with its invisible characters named, as in ⟨U+202E⟩: controls, and signs that reorder or hide other text."""
+    return _INVISIBLE.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", text)
+
+
+def piece(text: str) -> str:
+    """A token's text on one line, its white space shown by signs."""
+    return visible(text).translate({ord(" "): "␣", ord("\n"): "↵", ord("\t"): "⇥"})
 
 
 def given(value: float, sign: bool = False) -> str:
@@ -69,6 +89,8 @@ FILTERS = {
     "signed": lambda value, digits=1: MISSING if value is None else signed(value, digits),
     "share": share,
     "given": given,
+    "p_value": p_value,
+    "piece": piece,
     "size": size,
     "duration": duration,
     "day": day,

@@ -116,6 +116,11 @@ def with_method(*methods):
     return [name for name, traces in config["traces"].items() if traces["method"] in methods]
 
 
+def attempted():
+    """The trace sets of this run that have attempts of their own, each with a verdict; the others were made from such."""
+    return [name for name in settings_of.trace_sets(config) if name in with_method("rsd", "sample", "dataset")]
+
+
 # --- files ---
 
 
@@ -176,6 +181,17 @@ def judgements(wildcards):
 def scores_folder(wildcards, input):
     """The folder of all scores, for the jobs that read every one of them."""
     return os.path.dirname(os.path.dirname(input.scores[0]))
+
+
+def token_files():
+    """The token analyses of this run: the tokens and what they sum up to."""
+    pairs = settings_of.token_analyses(config)
+    return [f"<experiment>/tokens/{traces}/{reader}.{kind}" for traces, reader in pairs for kind in ("parquet", "json")]
+
+
+def beside_report(folder):
+    """A folder of the results that the report stands in, for the job that writes it."""
+    return lambda wildcards, output: os.path.join(os.path.dirname(os.path.dirname(output.html)), folder)
 
 
 def work(stage, name=""):

@@ -1,6 +1,8 @@
 """What came out: one table, figures, a markdown page, one HTML page that opens from disk.
 
-Inputs: scores and the records of all stages. Outputs: results/<experiment>/report/, results/<experiment>/config.yaml.
+Inputs: scores, traces, token analyses and the records of all stages. Outputs: results/<experiment>/report/,
+results/<experiment>/config.yaml. The report also reads what is there of the jobs' benchmarks and of the shards' stamps,
+for the costs alone: they are no inputs, since a lost benchmark must not make a model train again.
 """
 
 
@@ -56,13 +58,17 @@ rule compare:
 
 
 rule report:
-    """Writes the figures, the markdown page and the HTML page."""
+    """Writes the figures, the tables, the markdown page and the HTML page."""
     input:
         comparison="<experiment>/report/comparison.csv",
         summary="<experiment>/report/comparison.json",
         scores=collect("<experiment>/scores/{model}/{task}.json", model=measured(), task=config["run"]["tasks"]),
         samples=collect("<experiment>/scores/{model}/{task}.parquet", model=measured(), task=config["run"]["tasks"]),
+        problems="<experiment>/data/problems.jsonl",
         selections=collect("<experiment>/traces/{traces}/selection.json", traces=settings_of.trace_sets(config)),
+        rows=collect("<experiment>/traces/{traces}/rows.parquet", traces=settings_of.trace_sets(config)),
+        verdicts=collect("<experiment>/traces/{traces}/verdicts.parquet", traces=attempted()),
+        tokens=token_files(),
         trainings=collect("<experiment>/trained/{model}/training.json", model=trained()),
         manifests=list(manifests().values()),
         problems_report="<experiment>/data/problems.json",
@@ -82,6 +88,13 @@ rule report:
             category="Figures",
             labels={"figure": "{figure}"},
         ),
+        tables=report(
+            directory("<experiment>/report/tables"),
+            patterns=["{table}.csv"],
+            caption="../report/tables.rst",
+            category="Tables",
+            labels={"table": "{table}"},
+        ),
     log:
         "<logs>/report.log",
     benchmark:
@@ -95,11 +108,15 @@ rule report:
         settings=lambda wildcards: as_json(settings_of.report_settings(config)),
         code=stage_code("report"),
         scores=scores_folder,
-        selections=lambda wildcards, input: named("--selection", settings_of.trace_sets(config), input.selections),
+        traces=beside_report("traces"),
+        tokens=beside_report("tokens"),
+        benchmarks=beside_report("benchmarks"),
         trainings=lambda wildcards, input: named("--training", trained(), input.trainings),
         manifests=lambda wildcards, input: named("--manifest", manifests(), input.manifests),
     shell:
-        "rsd report --comparison {input.comparison:q} --summary {input.summary:q} {params.selections:q}"
-        " {params.trainings:q} --problems-report {input.problems_report:q} --overlap {input.overlap:q}"
-        " {params.manifests:q} --scores {params.scores:q} --settings {params.settings:q}"
-        " --html {output.html:q} --markdown {output.markdown:q} --figures {output.figures:q} --log {log:q}"
+        "rsd report --comparison {input.comparison:q} --summary {input.summary:q} --problems {input.problems:q}"
+        " --traces {params.traces:q} --tokens {params.tokens:q} {params.trainings:q}"
+        " --problems-report {input.problems_report:q} --overlap {input.overlap:q} {params.manifests:q}"
+        " --scores {params.scores:q} --benchmarks {params.benchmarks:q} --settings {params.settings:q}"
+        " --html {output.html:q} --markdown {output.markdown:q} --figures {output.figures:q}"
+        " --tables {output.tables:q} --log {log:q}"
