@@ -201,26 +201,12 @@ def test_models_that_were_not_trained_have_no_training_seeds() -> None:
     assert report.seed_sentence(entry(difference_by_seed=[1.0], seed_sd=None), untrained) == ""
 
 
-def test_the_question_is_rsd_against_base_and_against_the_datasets_traces() -> None:
-    config = paper_config()
-    pairs = [("direct", "base"), ("rsd", "base"), ("own", "base"), ("rsd", "direct"), ("own", "direct"), ("own", "rsd")]
-    answers = {
-        "base": "base",
-        "arms": {arm: {"traces": None if arm == "base" else arm} for arm in ("base", "direct", "rsd", "own")},
-        "comparisons": [{"arm": arm, "against": against} for arm, against in pairs],
-    }
-    config["traces"]["own"] = {"method": "sample"}
-    assert report.primary_comparisons(answers, config) == [("rsd", "base"), ("rsd", "direct")]
-    config["traces"]["rsd"]["method"] = "sample"
-    assert report.primary_comparisons(answers, config) == [("direct", "base"), ("rsd", "base"), ("own", "base")]
-
-
-def test_a_declared_question_decides_what_is_asked_and_an_unmade_comparison_is_missing() -> None:
+def test_the_question_decides_what_is_answered_and_an_unmade_comparison_is_missing() -> None:
     answers = ANSWERS | {
         "question": {"comparisons": [["rsd", "base"], ["own", "base"]]},
         "comparisons": [entry()],
     }
-    views = [report.compared_view(found, answers) for found in report.primary_entries(answers, paper_config())]
+    views = [report.compared_view(found, answers) for found in report.primary_entries(answers)]
     assert [view["verdict"] for view in views] == ["higher", "missing"]
     assert views[1]["sentence"] == "“own” against “Base”: missing, since not all of the samples are there."
 
@@ -232,14 +218,14 @@ def test_many_comparisons_are_split_by_the_arms_of_the_question() -> None:
         "question": {"comparisons": [["arm2", "arm0"], ["arm2", "arm1"]]},
         "comparisons": [{"arm": arm, "against": other} for other in arms for arm in arms if arm > other],
     }
-    first, rest = report.split_comparisons(answers, {})
+    first, rest = report.split_comparisons(answers)
     assert [(pair["arm"], pair["against"]) for pair in first] == [
         *((arm, "arm0") for arm in arms[1:]),
         *((arm, "arm1") for arm in arms[2:]),
     ]
     assert len(first) + len(rest) == 45
     few = answers | {"comparisons": answers["comparisons"][:6]}
-    assert report.split_comparisons(few, {}) == (few["comparisons"], [])
+    assert report.split_comparisons(few) == (few["comparisons"], [])
 
 
 def test_the_page_begins_with_the_answer(paper: Folder, page: str) -> None:
@@ -450,10 +436,10 @@ def test_a_comparison_without_the_newer_numbers_shows_them_as_missing(gaps: Fold
     assert "p, Holm missing" in text
 
 
-def test_a_set_made_from_another_one_has_no_attempts_and_names_where_it_comes_from(gaps: Folder) -> None:
-    gaps.config["traces"]["filtered"] = gaps.config["traces"]["direct"] | {"method": "filter"}
+def test_a_set_made_of_another_one_has_no_attempts_and_names_where_it_comes_from(gaps: Folder) -> None:
+    gaps.config["traces"]["filtered"] = gaps.config["traces"]["direct"] | {"method": "filter", "of": "direct"}
     gaps.config["arms"]["direct"]["traces"] = "filtered"
-    gaps.selection("filtered", {"of": "direct", "problems": {"all": 9, "solved": 7, "prefix": 0, "dropped": 2}})
+    gaps.selection("filtered", {"problems": {"all": 9, "solved": 7, "prefix": 0, "dropped": 2}})
     text = Reader(gaps.report()[0]).text
     assert "another set's traces, filtered, from direct" in text
     assert "7 77.8 %" in text

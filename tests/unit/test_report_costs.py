@@ -53,7 +53,6 @@ def records(**changes: Any) -> Records:
     values: dict[str, Any] = {
         "devices": {"rsd": GPU, "direct": "CPU"},
         "trace_tokens": {"rsd": 1000, "direct": 400},
-        "of": {},
         "trainings": {name: training() for name in trained},
         "scores": {f"{name}/aime24": stamped(None, "cpu", tokens=10, resumed_samples=0) for name in measured},
         "analyses": {"rsd/student": stamped(None, "cpu")},
@@ -115,6 +114,7 @@ def test_tokens_are_summed_over_seeds_and_tasks() -> None:
     assert found["evaluate", "rsd"].generated == 20
     assert trained_tokens({"curve": [{"tokens": 7}, {}]}) is None
     assert trained_tokens({}) is None
+    assert trained_tokens({"supervised_tokens": {"seen": 5}, "curve": [{"tokens": 7}]}) == 5
 
 
 def test_a_shared_trace_set_is_named_as_shared_and_counted_once() -> None:
@@ -173,9 +173,9 @@ def test_missing_benchmarks_are_a_lower_bound_or_a_missing_number() -> None:
 
 def test_a_derived_set_brings_the_costs_of_the_one_that_it_comes_from() -> None:
     config = json.loads(json.dumps(CONFIG))
-    config["traces"]["filtered"] = {"method": "filter"}
+    config["traces"]["filtered"] = {"method": "filter", "of": "direct"}
     config["arms"]["direct-full"]["traces"] = "filtered"
-    assert upstream("direct-full", config, {"filtered": "direct"}) == {
+    assert upstream("direct-full", config) == {
         ("Evaluation", "direct-full"),
         ("Training", "direct-full"),
         ("Traces", "filtered"),
@@ -183,12 +183,18 @@ def test_a_derived_set_brings_the_costs_of_the_one_that_it_comes_from() -> None:
     }
 
 
+def test_only_a_filter_asks_a_model_what_it_thinks_of_the_traces_of_another_set() -> None:
+    jobs = [Job("derive_traces", ("filtered",), 5.0, 5.0), Job("derive_traces", ("recoded",), 5.0, 5.0)]
+    found = parts(jobs, trace_tokens={"filtered": None, "recoded": None}, devices={"filtered": GPU})
+    assert [part.device for part in found.values()] == [GPU, "CPU"]
+
+
 def test_a_student_trained_here_brings_its_own_training_and_traces() -> None:
     config = json.loads(json.dumps(CONFIG))
     config["models"]["second"] = {"source": "trained://rsd/0"}
     config["traces"]["again"] = {"method": "rsd", "student": "second", "teacher": "teacher", "shards": 1}
     config["arms"]["again"] = {"model": "second", "traces": "again"}
-    assert upstream("again", config, {}) == {
+    assert upstream("again", config) == {
         ("Evaluation", "again"),
         ("Training", "again"),
         ("Traces", "again"),

@@ -45,6 +45,7 @@ from rsd.report_traces import (
     read_traces,
     reasons_view,
     shard_stamps,
+    source_of,
     trace_table,
     trace_view,
 )
@@ -83,7 +84,8 @@ def run_report(
     """
     config = settings["config"]
     rows, answers = read_comparison(Path(comparison)), read_summary(Path(summary))
-    selections = read_selections(Path(traces), trace_sets(config))
+    sets = needed_sets(config)
+    selections = {name: read_record(Path(traces) / name / "selection.json") for name in sets}
     names = [f"{arm}-seed{seed}/{task}" for arm, seed, task in models_and_tasks(answers)]
     analyses = {pair: read_record(Path(tokens) / pair[0] / f"{pair[1]}.json") for pair in token_analyses(config)}
     records = {
@@ -130,15 +132,13 @@ def models_and_tasks(answers: Record) -> list[tuple[str, int, str]]:
 # --- reading -------------------------------------------------------------------------------------------------------
 
 
-def read_selections(folder: Path, sets: Iterable[str]) -> dict[str, Record]:
-    """selection.json of the trace sets and of those that they were made from."""
-    found: dict[str, Record] = {}
-    todo = list(sets)
-    while todo:
-        name = todo.pop(0)
-        if name not in found:
-            found[name] = read_record(folder / name / "selection.json")
-            todo += [found[name]["of"]] if found[name].get("of") else []
+def needed_sets(config: Record) -> list[str]:
+    """The trace sets of this run's arms, and those that they were made of."""
+    found = trace_sets(config)
+    for name in found:
+        source = source_of(name, config)
+        if source is not None and source not in found:
+            found.append(source)
     return found
 
 
@@ -210,11 +210,10 @@ def costs(
     config: Record,
 ) -> Record:
     """The view of the costs, from the benchmark files and the records."""
-    stamps = {name: devices_of(shard_stamps(traces / name)) for name in files}
+    stamps = {name: devices_of([*shard_stamps(traces / name), entry.record]) for name, entry in files.items()}
     known = Records(
         devices={name: device for name, device in stamps.items() if device},
         trace_tokens={name: count_tokens(entry) for name, entry in files.items()},
-        of={name: entry.record["of"] for name, entry in files.items() if entry.record.get("of")},
         trainings=records["trainings"],
         scores=records["scores"],
         analyses=records["analyses"],

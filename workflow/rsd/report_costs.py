@@ -26,7 +26,7 @@ CPU = "CPU"
 UNKNOWN = "device not known"
 TRAINED = "trained://"
 # The rules that run a model begin so; the others have nothing to do with the device.
-MODEL_RULES = ("generate", "train", "evaluate", "analyse")
+MODEL_RULES = ("generate", "derive", "train", "evaluate", "analyse")
 # The report's own job has no benchmark yet when it reads them.
 NOT_COUNTED = ("report", "write_config")
 
@@ -63,14 +63,12 @@ class Part:
 class Records:
     """What the parts' devices and tokens are read from.
 
-    `devices`: trace set -> device of its shards; `trace_tokens`: trace set -> tokens of its attempts; `of`: a derived
-    trace set -> the one that it comes from; `trainings`: ARM-seedK -> record; `scores`: ARM-seedK/TASK -> record;
-    `analyses`: TRACES/READER -> record.
+    `devices`: trace set -> the device that made it; `trace_tokens`: trace set -> tokens of its attempts; `trainings`:
+    ARM-seedK -> record; `scores`: ARM-seedK/TASK -> record; `analyses`: TRACES/READER -> record.
     """
 
     devices: Mapping[str, str]
     trace_tokens: Mapping[str, int | None]
-    of: Mapping[str, str]
     trainings: Mapping[str, Record]
     scores: Mapping[str, Record]
     analyses: Mapping[str, Record]
@@ -122,7 +120,7 @@ def devices_of(records: Sequence[Record]) -> str | None:
 
 def cost_parts(jobs: Sequence[Job], records: Records, config: Record) -> list[Part]:
     """The costs of this run, one part a rule and owner, in the order of the stages; of other runs' files nothing."""
-    needs = {arm: upstream(arm, config, records.of) for arm in config["run"]["arms"]}
+    needs = {arm: upstream(arm, config) for arm in config["run"]["arms"]}
     parts: dict[tuple[str, str], Part] = {}
     for job in jobs:
         if job.rule in NOT_COUNTED:
@@ -170,14 +168,15 @@ def _owner(job: Job, records: Records, config: Record) -> tuple[str, str] | None
 
 
 def _sets(records: Records) -> set[str]:
-    return set(records.devices) | set(records.trace_tokens) | set(records.of.values())
+    return set(records.trace_tokens)
 
 
 def _device(stage: str, owner: str, rule: str, records: Records) -> str:
     if not rule.startswith(MODEL_RULES):
         return CPU
     if stage == "Traces":
-        return records.devices.get(owner) or UNKNOWN
+        # To read a set's traces in other tokens takes no model.
+        return records.devices.get(owner) or (CPU if rule.startswith("derive") else UNKNOWN)
     table = {"Training": records.trainings, "Evaluation": records.scores, "Analysis": records.analyses}[stage]
     mine = [record for name, record in table.items() if _belongs(name, owner, stage)]
     return devices_of(mine) or UNKNOWN
@@ -228,6 +227,9 @@ def _expect(part: Part, jobs: int) -> None:
 
 def trained_tokens(record: Record) -> int | None:
     """Tokens with loss over all steps of a training; None where its record does not say."""
+    seen = (record.get("supervised_tokens") or {}).get("seen")
+    if seen is not None:
+        return int(seen)
     tokens = [point.get("tokens") for point in record.get("curve", [])]
     return sum(tokens) if tokens and None not in tokens else None
 
@@ -235,7 +237,7 @@ def trained_tokens(record: Record) -> int | None:
 # --- arms ----------------------------------------------------------------------------------------------------------
 
 
-def upstream(arm: str, config: Record, of: Mapping[str, str]) -> set[tuple[str, str]]:
+def upstream(arm: str, config: Record) -> set[tuple[str, str]]:
     """(stage, owner) of all that an arm needs: its own training and evaluation, its trace set and what that came from.
 
     A model that was trained in this experiment (trained://ARM/SEED) brings its own training and traces.
@@ -253,8 +255,9 @@ def upstream(arm: str, config: Record, of: Mapping[str, str]) -> set[tuple[str, 
         while traces is not None and ("Traces", traces) not in found:
             found.add(("Traces", traces))
             made = config["traces"].get(traces, {})
-            todo += _trained_arms([made.get("student"), made.get("teacher")], config, found)
-            traces = of.get(traces)
+            teacher = made.get("teacher") if made.get("method") == "rsd" else None
+            todo += _trained_arms([made.get("student"), teacher, made.get("sampled")], config, found)
+            traces = made.get("of")
     return found
 
 

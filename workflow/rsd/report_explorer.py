@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rsd.records import REMEDY, TOKENS, read_table
-from rsd.report_traces import ATTEMPTED, METHODS, REASONS, TraceFiles
+from rsd.report_traces import METHODS, REASONS, TraceFiles, root_of
 
 Record = dict[str, Any]
 # A trace set, and the model that read it.
@@ -30,12 +30,6 @@ Pair = tuple[str, str]
 QUESTION, ANSWER = 3000, 120
 ATTEMPTS_SHARE = 0.6
 FINISHES = {"end_of_turn": "ended its turn", "length": "cut at the limit"}
-# Who wrote a token that did not come by fallback, and one that did.
-WRITERS = {
-    "rsd": ("proposed by the teacher, accepted by the student", "the student's own (fallback)"),
-    "sample": ("sampled from the model", "sampled from the model"),
-    "dataset": ("from the dataset", "from the dataset"),
-}
 
 
 def hidden_reason(config: Record, overlap: Record) -> str | None:
@@ -114,17 +108,30 @@ def explorer_view(
 
 def _set(name: str, files: TraceFiles, config: Record) -> Record:
     """A trace set without its attempts: how it is called, and who wrote its tokens."""
-    entry = config["traces"].get(name, {})
-    method = entry.get("method")
-    # A derived set's tokens were written by whoever wrote those of the set that it comes from.
-    of = config["traces"].get(files.record.get("of"), {}).get("method", method)
+    method = config["traces"].get(name, {}).get("method")
+    # Its tokens were written by whoever wrote those of the set that it was made of.
+    root = config["traces"].get(root_of(name, config), {})
     return {
         "name": name,
         "made": METHODS.get(method, str(method)),
-        "method": of,
-        "attempted": method in ATTEMPTED and files.verdicts is not None,
-        "writers": WRITERS.get(of, ("not known", "not known")),
+        "method": root.get("method"),
+        "attempted": files.verdicts is not None,
+        "writers": writers_of(root),
     }
+
+
+def writers_of(traces: Record) -> tuple[str, str]:
+    """Who wrote a token that did not come by fallback, and one that did, by the settings of a trace set."""
+    match traces.get("method"):
+        case "rsd":
+            return "proposed by the teacher, accepted by the student", "the student's own (fallback)"
+        case "sample":
+            model = f"sampled from {traces.get('sampled') or traces.get('student')}"
+            return model, model
+        case "dataset":
+            return "from the dataset", "from the dataset"
+        case _:
+            return "not known by whom", "not known by whom"
 
 
 class Outcomes:

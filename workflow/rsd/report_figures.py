@@ -36,7 +36,7 @@ from rsd.figures import (
 from rsd.formatting import share
 from rsd.report_result import Numbers, label_of, split_comparisons, table_columns
 from rsd.report_tokens import Analyses, is_trained, positions, survival
-from rsd.report_traces import TraceFiles, attempt_lengths, fallback_rates, right_attempts
+from rsd.report_traces import TraceFiles, attempt_lengths, fallback_rates, right_attempts, root_of
 
 Record = dict[str, Any]
 
@@ -93,7 +93,7 @@ def draw(drawn: Drawn, folder: Path) -> list[Picture]:
 def drawings(drawn: Drawn) -> Iterator[Drawing]:
     """Every figure of this run, in the order of the page."""
     yield from accuracy_drawings(drawn.rows, drawn.answers)
-    yield from difference_drawings(drawn.rows, drawn.answers, drawn.config)
+    yield from difference_drawings(drawn.rows, drawn.answers)
     yield from trace_drawings(drawn.traces, drawn.answers, drawn.config)
     yield from token_drawings(drawn.analyses, drawn.answers, drawn.config)
     panels = training_panels(drawn.answers, drawn.trainings)
@@ -148,9 +148,9 @@ def accuracy_groups(rows: Sequence[Row], answers: Record) -> list[Group]:
     return groups
 
 
-def difference_drawings(rows: Sequence[Row], answers: Record, config: Record) -> Iterator[Drawing]:
+def difference_drawings(rows: Sequence[Row], answers: Record) -> Iterator[Drawing]:
     """Forest plots: first the differences that matter most, on their mean; then, folded, the tasks and the others."""
-    first, rest = split_comparisons(answers, config)
+    first, rest = split_comparisons(answers)
     if not first:
         return
     tasks, several = list(answers["tasks"]), len(answers["tasks"]) > 1
@@ -274,7 +274,7 @@ def trace_drawings(traces: Mapping[str, TraceFiles], answers: Record, config: Re
             "(filled).",
             histogram_figure(lengths, "tokens", "attempts"),
         )
-    rsd = {name for name in traces if config["traces"].get(name, {}).get("method") == "rsd"}
+    rsd = {name for name in traces if config["traces"].get(root_of(name, config), {}).get("method") == "rsd"}
     rates = [
         Histogram(panel.title, panel.colour, 100 * panel.all, 100 * panel.kept)
         for panel in panels(fallback_rates)

@@ -34,16 +34,17 @@ def read_record(path: Path) -> Record:
 
 
 def trainings_view(trainings: Mapping[str, Record], answers: Record) -> list[Record]:
-    """One entry a trained model, in the order of the arms."""
+    """One entry a trained model: those of the run's arms in their order, then others that it needs as models."""
     entries = []
-    for arm, entry in answers["arms"].items():
+    trained = [name.rpartition("-seed")[0] for name in trainings]
+    for arm in dict.fromkeys([*answers["arms"], *trained]):
         names = [name for name in trainings if name.rpartition("-seed")[0] == arm]
         for name in names:
             record = trainings[name]
             losses = [point["loss"] for point in record.get("curve", []) if point.get("loss") is not None]
             entries.append(
                 {
-                    "label": entry["label"],
+                    "label": answers["arms"].get(arm, {}).get("label", arm),
                     "seed": name.rpartition("-seed")[2],
                     "first_loss": losses[0] if losses else None,
                     "last_loss": losses[-1] if losses else None,

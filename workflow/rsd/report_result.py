@@ -42,8 +42,8 @@ FOLD_ABOVE = 6
 def result_view(rows: Sequence[Row], answers: Record, settings: Record) -> Record:
     """What the templates show of the comparison: sentences, and tables of cells that hold numbers."""
     config = settings["config"]
-    primary = [compared_view(entry, answers) for entry in primary_entries(answers, config)]
-    first, rest = split_comparisons(answers, config)
+    primary = [compared_view(entry, answers) for entry in primary_entries(answers)]
+    first, rest = split_comparisons(answers)
     return {
         "title": settings["title"],
         "experiment": settings["experiment"],
@@ -162,38 +162,16 @@ def checks_view(rows: Sequence[Row], answers: Record, config: Record) -> list[Re
 # --- who is compared -----------------------------------------------------------------------------------------------
 
 
-def primary_comparisons(answers: Record, config: Record) -> list[tuple[str, str]]:
-    """The comparisons that answer the question: those that were declared before the run.
-
-    Where none were: the RSD arms with the base and with direct distillation, or every comparison with the base where no
-    arm was trained on RSD traces.
-    """
-    declared = (answers.get("question") or {}).get("comparisons")
-    if declared:
-        return [(arm, against) for arm, against in declared]
-
-    def method(arm: str) -> str | None:
-        traces = answers["arms"][arm]["traces"]
-        return config["traces"].get(traces, {}).get("method") if traces else None
-
-    found = [(entry["arm"], entry["against"]) for entry in answers["comparisons"]]
-    asked = []
-    for arm, against in found:
-        if method(arm) == "rsd" and (against == answers["base"] or method(against) == "dataset"):
-            asked.append((arm, against))
-    return asked or [pair for pair in found if pair[1] == answers["base"]]
-
-
-def primary_entries(answers: Record, config: Record) -> list[Record]:
-    """The primary comparisons' entries, in their order; one that this run did not make is a missing one."""
+def primary_entries(answers: Record) -> list[Record]:
+    """The entries of the question's comparisons, in its order; one that this run did not make is a missing one."""
     entries = {(entry["arm"], entry["against"]): entry for entry in answers["comparisons"]}
+    asked = (answers.get("question") or {}).get("comparisons", [])
     return [
-        entries.get((arm, against), {"arm": arm, "against": against, "verdict": "missing"})
-        for arm, against in primary_comparisons(answers, config)
+        entries.get((arm, against), {"arm": arm, "against": against, "verdict": "missing"}) for arm, against in asked
     ]
 
 
-def split_comparisons(answers: Record, config: Record) -> tuple[list[Record], list[Record]]:
+def split_comparisons(answers: Record) -> tuple[list[Record], list[Record]]:
     """(the comparisons to show first, the others): all of them where they are few.
 
     Else first come those with the base and with the arms that the question compares with, grouped by the latter.
@@ -201,7 +179,7 @@ def split_comparisons(answers: Record, config: Record) -> tuple[list[Record], li
     entries = answers["comparisons"]
     if len(entries) <= FOLD_ABOVE:
         return list(entries), []
-    references = list(dict.fromkeys([answers["base"], *(pair[1] for pair in primary_comparisons(answers, config))]))
+    references = list(dict.fromkeys([answers["base"], *(entry["against"] for entry in primary_entries(answers))]))
     first = [entry for reference in references for entry in entries if entry["against"] == reference]
     return first, [entry for entry in entries if entry["against"] not in references]
 
@@ -217,7 +195,8 @@ def label_of(arm: str, answers: Record) -> str:
 def compared_view(entry: Record, answers: Record) -> Record:
     """A comparison with its verdict in words."""
     sign, word = VERDICTS[entry["verdict"]]
-    return {"fixed": {}, "p": None, "p_holm": None, "smallest_difference": None} | entry | {
+    later = ("p", "p_holm", "smallest_difference", "smallest_difference_fixed")
+    return {"fixed": {}, **dict.fromkeys(later)} | entry | {
         "label": label_of(entry["arm"], answers),
         "against_label": label_of(entry["against"], answers),
         "sign": sign,

@@ -43,11 +43,10 @@ METHODS = {
     "rsd": "reverse speculative decoding",
     "sample": "sampled from one model",
     "dataset": "the dataset's own traces",
+    "select": "selected anew from another set's attempts",
     "filter": "another set's traces, filtered",
     "recode": "another set's traces, in other tokens",
 }
-# Methods whose sets have attempts of their own, and a verdict on each.
-ATTEMPTED = ("rsd", "sample", "dataset")
 # The methods that write tokens; the others take what is there.
 GENERATED = ("rsd", "sample")
 
@@ -93,6 +92,18 @@ def count_tokens(files: TraceFiles) -> int | None:
     return None if files.verdicts is None else int(pc.sum(files.verdicts["n_tokens"]).as_py() or 0)
 
 
+def source_of(name: str, config: Record) -> str | None:
+    """The trace set that one was made of; None for one that was made of no other."""
+    source = config["traces"].get(name, {}).get("of")
+    return None if source is None else str(source)
+
+
+def root_of(name: str, config: Record) -> str:
+    """The trace set whose tokens were written, of which a set was made over any number of steps: often itself."""
+    source = source_of(name, config)
+    return name if source is None else root_of(source, config)
+
+
 # --- tables --------------------------------------------------------------------------------------------------------
 
 
@@ -101,11 +112,13 @@ def trace_view(name: str, record: Record, config: Record) -> Record:
     reasons = sorted(record.get("reasons", {}).items(), key=lambda item: (item[0] != "kept", -item[1], item[0]))
     method = config["traces"].get(name, {}).get("method")
     made = METHODS.get(method, method or "missing")
+    source, root = source_of(name, config), root_of(name, config)
     return {
         "name": name,
         "method": method,
-        "made": f"{made}, from {record['of']}" if record.get("of") else made,
-        "law": notes.law_text(name, config),
+        "made": made if source is None else f"{made}, from {source}",
+        "generated": config["traces"].get(root, {}).get("method") in GENERATED,
+        "law": notes.law_text(root, config),
         "attempts": record.get("attempts"),
         "reasons": [{"label": REASONS.get(reason, reason), "count": count} for reason, count in reasons],
         "record": record,
@@ -137,7 +150,7 @@ def trace_table(traces: Sequence[Record]) -> list[tuple[str, list[tuple[str, str
     """The measures of all trace sets: (heading, one (text, note) a set)."""
     table: dict[str, list[tuple[str, str]]] = {}
     for entry in traces:
-        for heading, cell in _trace_cells(entry["record"], generated=entry["method"] in GENERATED).items():
+        for heading, cell in _trace_cells(entry["record"], generated=entry["generated"]).items():
             table.setdefault(heading, []).append(cell)
     return list(table.items())
 

@@ -117,8 +117,8 @@ def with_method(*methods):
 
 
 def attempted():
-    """The trace sets of this run that have attempts of their own, each with a verdict; the others were made from such."""
-    return [name for name in settings_of.trace_sets(config) if name in with_method("rsd", "sample", "dataset")]
+    """The trace sets of this run with a verdict on every attempt; the others take the rows of such."""
+    return [name for name in settings_of.trace_sets(config) if name not in with_method("filter", "recode")]
 
 
 # --- files ---
