@@ -6,6 +6,7 @@ import base64
 import copy
 import hashlib
 import html.parser
+import itertools
 import json
 import re
 from pathlib import Path
@@ -20,8 +21,10 @@ from hypothesis import strategies as st
 from rsd import config as configuration
 from rsd import figures, formatting, notes, report_figures, report_pages
 from rsd import report_result as report
-from rsd.compare import read_comparison, read_summary
+from rsd.compare import Row, read_comparison, read_summary
 from rsd.records import write_jsonl
+from rsd.report_records import byline
+from rsd.report_traces import laws_view, reasons_view, trace_view
 from synthetic_report import (
     MANIFEST,
     OVERLAP,
@@ -375,6 +378,28 @@ def test_the_papers_experiment_is_not_called_another_one(page: str) -> None:
     assert "not the paper's experiment" not in Reader(page).text
 
 
+def test_trace_sets_with_one_law_share_its_lines_and_outcomes_stand_side_by_side() -> None:
+    config = paper_config()
+    config["traces"]["again"] = config["traces"]["rsd"] | {"method": "select", "of": "rsd"}
+    config["traces"]["other"] = config["traces"]["rsd"] | {"threshold": 0.1}
+    views = [trace_view(name, SELECTION, config) for name in ("rsd", "again", "other", "direct")]
+    assert list(laws_view(views).values()) == [["rsd", "again"], ["other"]]
+    assert views[1]["made"] == "selected anew from another set's attempts, from rsd"
+    reasons = reasons_view([views[0], trace_view("direct", {"attempts": 5, "reasons": {"kept": 5}}, config)])
+    assert [entry["name"] for entry in reasons["sets"]] == ["rsd"]
+    assert reasons["rows"][0] == ("kept: it became a training row", [(167, 16000)])
+
+
+def test_the_byline_names_every_commit_and_a_changed_checkout() -> None:
+    runs = [
+        {"commit": "a" * 40, "finished": 5.0},
+        {"commit": "b" * 40 + "-dirty", "finished": 9.0},
+        {"commit": None, "finished": None},
+    ]
+    assert byline(runs) == {"finished": 9.0, "commits": ["a" * 12, "b" * 12 + "-dirty", "no checkout"]}
+    assert byline([]) == {"finished": None, "commits": []}
+
+
 # --- what is missing -----------------------------------------------------------------------------------------------
 
 
@@ -559,6 +584,65 @@ def test_figures_on_the_page_take_their_colours_from_the_page(paper: Folder, pag
 def test_page_and_figures_share_the_light_palette(page: str) -> None:
     light = dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]{6});", page.split("@media")[0]))
     assert {name: light[name] for name in figures.PALETTE} == figures.PALETTE
+
+
+MANY = [f"arm{number}" for number in range(12)]
+
+
+def many_arms(tasks: list[str]) -> tuple[list[Row], dict[str, Any]]:
+    """A comparison of twelve arms as in an experiment of controls; arm0 is the base, arm1 direct distillation."""
+
+    def row(arm: str, against: str, task: str, metric: str) -> Row:
+        intervals = {"low": -1.0, "high": 3.0, "fixed_low": 0.0, "fixed_high": 2.0}
+        names = {"arm": arm, "against": against, "seed": "all", "task": task, "metric": metric}
+        return Row(**names, value=1.0, **intervals, p=0.1, p_holm=0.2, n_problems=9, n_samples=9, paper=None)
+
+    pairs = [(later, earlier) for earlier, later in itertools.combinations(MANY, 2)]
+    shown = [*tasks, "mean"] if len(tasks) > 1 else tasks
+    rows = [row(arm, "", task, "accuracy") for arm in MANY for task in shown]
+    rows += [row(arm, against, task, "difference_points") for arm, against in pairs for task in shown]
+    answers = {
+        "base": "arm0",
+        "arms": {arm: {"label": arm, "seeds": [0], "traces": arm} for arm in MANY},
+        "tasks": {task: {"problems": 9, "samples_a_problem": 1} for task in tasks},
+        "confidence": 0.95,
+        "question": {"comparisons": [["arm2", "arm0"], ["arm2", "arm1"]]},
+        "comparisons": [{"arm": arm, "against": against} for arm, against in pairs],
+    }
+    return rows, answers
+
+
+@pytest.mark.parametrize("tasks", [["pocket"], ["aime24", "aime25", "gpqa", "math500"]])
+def test_a_forest_of_many_arms_shows_the_base_and_direct_first_and_folds_the_rest(tasks: list[str]) -> None:
+    rows, answers = many_arms(tasks)
+    drawn = list(report_figures.difference_drawings(rows, answers))
+    first, *others = drawn
+    assert [drawing.name for drawing in drawn if not drawing.folded] == ["differences"]
+    labels = [label.get_text() for label in first.figure.axes[0].get_yticklabels()]
+    assert labels == [*MANY[1:], *MANY[2:]]
+    headings = {text.get_text() for text in first.figure.axes[0].texts}
+    assert {"against arm0", "against arm1"} <= headings
+    by_task = [f"differences-{task}" for task in tasks] if len(tasks) > 1 else []
+    assert [drawing.name for drawing in others] == [*by_task, "differences-others"]
+    # Every line has its own height: nothing lies upon another, at least a fifth of an inch apart.
+    height = first.figure.get_size_inches()[1]
+    assert height / len(labels) > 0.2
+
+
+def test_the_accuracies_of_many_arms_show_their_mean_and_fold_the_tasks() -> None:
+    rows, answers = many_arms(["a", "b", "c"])
+    first, tasks = report_figures.accuracy_drawings(rows, answers)
+    assert len(first.figure.axes[0].get_yticklabels()) == 12
+    assert (first.folded, tasks.folded) == (False, True)
+    assert len(tasks.figure.axes[0].get_yticklabels()) == 36
+
+
+def test_a_forest_shows_both_intervals() -> None:
+    mark = figures.Mark("x", 1.0, -1.0, 3.0, 0.5, 2.0)
+    lines = figures.forest_figure([figures.Group("g", [mark])]).axes[0].lines
+    ends = [line.get_xdata().tolist() for line in lines if len(line.get_xdata()) == 2]
+    assert [-1.0, 3.0] in ends
+    assert [0.5, 2.0] in ends
 
 
 def test_every_arm_has_its_own_colour_up_to_seven() -> None:

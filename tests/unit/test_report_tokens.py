@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsd import distributions, report_figures
+from rsd import distributions, report_distributions
 from rsd.distributions import Axes, Change, Curve, Histogram
 from rsd.report_tokens import is_trained, positions, reader_label, survival, tokens_view
 
@@ -94,7 +94,7 @@ def test_before_and_after_training_stand_in_one_row_a_trace_set() -> None:
         ("direct", "rsd-seed0"): {"improbable_share": 0.05},
         ("direct", "direct-seed0"): {},
     }
-    changes = report_figures.changes_of(analyses, CONFIG, {"rsd": "red", "direct": "blue"})
+    changes = report_distributions.changes_of(analyses, CONFIG, {"rsd": "red", "direct": "blue"})
     assert [(row.label, row.before, row.after) for row in changes] == [
         ("rsd", 2.0, [1.0, 1.2]),
         ("direct, read by rsd", None, [5.0]),

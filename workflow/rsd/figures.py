@@ -90,6 +90,18 @@ class Panel:
     curves: dict[str, tuple[list[float], list[float]]]
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """A figure to be drawn, and how the page presents it."""
+
+    name: str
+    section: str
+    title: str
+    caption: str
+    figure: Any
+    folded: bool = False
+
+
 def arm_colour(index: int) -> str:
     """The colour of the arm at `index` in the run; the base has index 0. Colours repeat after the palette's end."""
     if index == 0:

@@ -28,6 +28,7 @@ from rsd.report_explorer import explorer_view
 from rsd.report_figures import Drawn, draw
 from rsd.report_pages import render_html, render_markdown
 from rsd.report_records import (
+    byline,
     evaluation_view,
     overlap_view,
     read_record,
@@ -187,6 +188,7 @@ def records_view(records: Mapping[str, Any], answers: Record, settings: Record) 
     """What the templates show of the stages' records."""
     config = settings["config"]
     traces = [trace_view(name, record, config) for name, record in records["selections"].items()]
+    runs = runs_view(records, answers)
     return {
         "traces": traces,
         "trace_table": trace_table(traces),
@@ -197,7 +199,8 @@ def records_view(records: Mapping[str, Any], answers: Record, settings: Record) 
         "overlap": overlap_view(records["overlap"]),
         "sources": [source_view(name, record, config) for name, record in records["manifests"].items()],
         "evaluations": evaluation_view(records["scores"]),
-        "runs": runs_view(records, answers),
+        "runs": runs,
+        "byline": byline(runs),
     }
 
 

@@ -125,3 +125,13 @@ def runs_view(records: Mapping[str, Any], answers: Record) -> list[Record]:
         entry["stages"].append(stage)
         entry["finished"] = max(filter(None, (entry["finished"], run.get("finished_unix"))), default=None)
     return list(runs.values())
+
+
+def byline(runs: list[Record]) -> Record:
+    """When the last of `runs` finished, and the commits of all, short, a changed checkout marked as such."""
+    commits = dict.fromkeys(
+        "no checkout" if run["commit"] is None else run["commit"][:12] + "-dirty" * run["commit"].endswith("-dirty")
+        for run in runs
+    )
+    finished = [run["finished"] for run in runs if run["finished"] is not None]
+    return {"finished": max(finished, default=None), "commits": list(commits)}

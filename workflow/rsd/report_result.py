@@ -12,6 +12,7 @@ from typing import Any
 
 from rsd import notes
 from rsd.compare import ALL_SEEDS, MEAN, Row, read_comparison, read_summary
+from rsd.figures import arm_colour
 from rsd.formatting import MISSING, interval, number, p_value, signed
 
 Record = dict[str, Any]
@@ -187,6 +188,22 @@ def split_comparisons(answers: Record) -> tuple[list[Record], list[Record]]:
 def label_of(arm: str, answers: Record) -> str:
     """The name of an arm in the report."""
     return str(answers["arms"].get(arm, {}).get("label", arm))
+
+
+def colours_of(answers: Record) -> dict[str, str]:
+    """The colour of each arm: the base is grey, the others in their order."""
+    others = [arm for arm in answers["arms"] if arm != answers["base"]]
+    return {answers["base"]: arm_colour(0)} | {arm: arm_colour(place) for place, arm in enumerate(others, start=1)}
+
+
+def set_colours(sets: Sequence[str], answers: Record) -> dict[str, str]:
+    """The colour of each trace set: that of the first arm trained on it."""
+    arms = colours_of(answers)
+    found = {}
+    for name in sets:
+        trained = [arm for arm, entry in answers["arms"].items() if entry["traces"] == name]
+        found[name] = arms[trained[0]] if trained else arm_colour(0)
+    return found
 
 
 # --- sentences -----------------------------------------------------------------------------------------------------

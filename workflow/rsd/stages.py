@@ -81,6 +81,7 @@ STAGE_MODULES: dict[str, tuple[str, ...]] = {
     "report": (
         "report",
         "report_costs",
+        "report_distributions",
         "report_explorer",
         "report_figures",
         "report_pages",
