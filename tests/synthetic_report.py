@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -324,17 +323,6 @@ def summarise(traces: str, reader: str, rows: Sequence[Record], threshold: float
         "quantiles": {"surprisal": quantiles(nats), "rank": quantiles(rank)},
         "provenance": {"settings": {"settings": {"device": "cpu"}}, "run": RUN},
     }
-
-
-def surprisal_of(probability: float) -> float:
-    """In nats."""
-    return -math.log(probability)
-
-
-def labels(config: Config, text: str) -> None:
-    """Puts `text` into the label of every arm."""
-    for arm in config["arms"]:
-        config["arms"][arm]["label"] = f"{arm} {text}"
 
 
 def scores_records(folder: Path, tasks: Mapping[str, Any], record: Record) -> None:

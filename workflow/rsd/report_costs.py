@@ -163,7 +163,7 @@ def _owner(job: Job, records: Records, config: Record) -> tuple[str, str] | None
         return "Preparation", ""
     if job.rule == "train":
         return ("Training", arm) if first in records.trainings else None
-    known = any(name.startswith(f"{first}/{second}") for name in records.scores)
+    known = f"{first}/{second}" in records.scores
     return ("Evaluation", arm) if known else None
 
 

@@ -172,8 +172,8 @@ def _fill(
     for problem in problems:
         entry = {
             "id": problem["id"],
-            "question": cut(str(problem.get("question", "")), QUESTION),
-            "answer": cut(str(problem.get("answer", "")), ANSWER),
+            "question": cut(str(problem.get("question") or ""), QUESTION),
+            "answer": cut(str(problem.get("answer") or ""), ANSWER),
             "sets": [
                 attempts[record["name"]].get(problem["id"], {"attempts": []})
                 | {"row": rows[record["name"]].get(problem["id"])}
