@@ -290,7 +290,8 @@ def summarise(traces: str, reader: str, rows: Sequence[Record], threshold: float
     def quantiles(values: np.ndarray) -> Record:
         return {f"p{share}": float(np.quantile(values, share / 100)) for share in (5, 25, 50, 75, 95)}
 
-    surprisal_edges, rank_edges = [*np.arange(0, 12.5, 0.5).tolist()], [1, 2, 3, 5, 10, 20, 50, 100, 1000, 100000]
+    surprisal_edges = [0.0, *(2.0**power for power in range(-10, 8))]
+    rank_edges = [1, 2, 3, 6, 11, 21, 51, 101, 1001, 10001, 100001]
     return {
         "traces": traces,
         "reader": reader,

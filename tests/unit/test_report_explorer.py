@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -87,6 +88,11 @@ def test_a_token_view_says_who_wrote_each_token_and_how_probable_it_was(folder: 
     assert reader["improbable"] == [place for place in range(200) if row["probability"][place] < 0.01]
     for code, p in zip(reader["surprisal"], row["probability"], strict=False):
         assert math.exp(-code / 100) == pytest.approx(p, rel=0.006)
+
+
+def test_a_token_at_the_threshold_is_not_under_it_as_a_float32_has_it() -> None:
+    row = {"probability": [float(np.float32(0.01)), 0.009, None], "rank": [1, 2, 3]}
+    assert explorer._reading(row, 0.01)["improbable"] == [1]
 
 
 def test_every_reader_of_a_trace_is_offered(folder: Path) -> None:

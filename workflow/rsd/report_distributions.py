@@ -11,7 +11,6 @@ from typing import Any
 
 from rsd.distributions import Axes, Change, Curve, Histogram, change_figure, curves_figure, histogram_figure
 from rsd.figures import Drawing
-from rsd.formatting import share
 from rsd.report_result import set_colours
 from rsd.report_tokens import Analyses, is_trained, positions, survival
 from rsd.report_traces import TraceFiles, attempt_lengths, fallback_rates, right_attempts, root_of
@@ -103,7 +102,7 @@ def token_panels(records: Mapping[str, Record], colours: Mapping[str, str]) -> l
     """The three panels of one reader: improbable share by position, surprisal, rank."""
     thresholds = {record.get("threshold") for record in records.values()} - {None}
     threshold = thresholds.pop() if len(thresholds) == 1 else None
-    mark = (-math.log(threshold), f"{share(threshold, digits=0)}") if threshold else None
+    mark = (-math.log(threshold), f"p = {threshold:g}") if threshold else None
 
     def curves(points: Any) -> list[Curve]:
         found = ((name, points(record)) for name, record in records.items())
@@ -111,18 +110,18 @@ def token_panels(records: Mapping[str, Record], colours: Mapping[str, str]) -> l
 
     by_position = curves(lambda record: [(x, 100 * y) for x, y in positions(record, "improbable_share")])
     surprisals = curves(lambda record: _positive(survival(record.get("surprisal"))))
-    ranks = curves(lambda record: [(max(x, 1), y) for x, y in _positive(survival(record.get("rank")))])
-    long = max((x for curve in by_position for x, _ in curve.points), default=0) >= 1000
+    ranks = curves(lambda record: _positive(survival(record.get("rank"))))
+    logs = {"log_x": True, "log_y": True}
     return [
-        Axes("Along the trace", "position, tokens", "under the threshold, %", by_position, log_x=long),
-        Axes("Surprisal", "surprisal, nats", "share of tokens above", surprisals, log_y=True, mark=mark),
-        Axes("Rank", "rank", "share of tokens at or above", ranks, log_x=True, log_y=True),
+        Axes("Along the trace", "position, tokens", "under the threshold, %", by_position, log_x=True),
+        Axes("Surprisal", "surprisal, nats", "share of tokens above", surprisals, mark=mark, **logs),
+        Axes("Rank", "rank", "share of tokens at or above", ranks, **logs),
     ]
 
 
 def _positive(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Those that a logarithmic scale can show."""
-    return [(x, y) for x, y in points if y > 0]
+    """Those that two logarithmic scales can show."""
+    return [(x, y) for x, y in points if x > 0 and y > 0]
 
 
 def changes_of(analyses: Analyses, config: Record, colours: Mapping[str, str]) -> list[Change]:

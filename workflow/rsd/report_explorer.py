@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -289,7 +290,9 @@ def _row_view(row: Record) -> Record:
 
 
 def _reading(row: Record, threshold: float | None) -> Record:
-    below = [threshold is not None and p is not None and p < threshold for p in row["probability"]]
+    # In float32, as RSD accepts and the analysis counts.
+    least = 0.0 if threshold is None else float(np.float32(threshold))
+    below = [p is not None and p < least for p in row["probability"]]
     return {
         "threshold": threshold,
         "surprisal": [surprisal(p) for p in row["probability"]],
