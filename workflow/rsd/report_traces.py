@@ -29,8 +29,8 @@ Numbers = NDArray[np.float64]
 # What became of an attempt, by the reasons of rsd.selection.
 REASONS = {
     "kept": "kept: it became a training row",
-    "not_shortest": "passed every rule, but a shorter one was kept",
-    "not_first": "passed every rule, but an earlier one was kept",
+    "not_shortest": "passed every rule, but was not the first of the shortest",
+    "not_first": "passed every rule, but was not the first",
     "not_picked": "passed every rule, but another one was kept",
     "unfinished": "did not end its turn within the limit",
     "think_markers": "did not close its reasoning exactly once",

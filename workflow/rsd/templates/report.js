@@ -337,8 +337,10 @@
     });
     app.hidden = false;
     filter();
-    // The sample begins with problems that have whole traces.
-    const [first] = Object.keys(data.views);
+    // The sample begins with problems that have whole traces; of these one with something to see.
+    const ids = Object.keys(data.views);
+    const marked = (row) => Object.values(row.readers).some((reader) => reader.improbable.length > 0);
+    const first = ids.find((id) => Object.values(data.views[id]).some(marked)) ?? ids[0];
     choose(items.length ? Math.max(data.problems.findIndex((problem) => problem.id === first), 0) : undefined);
   };
 
