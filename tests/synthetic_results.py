@@ -28,13 +28,13 @@ def write_samples(path: Path, correct: np.ndarray, *, cut: np.ndarray | None = N
         {
             "problem_id": problem_id(problem),
             "repeat": repeat,
-            "answer": None if cut[problem, repeat] else "7",
+            "answer": None if cut[problem, repeat] else "7" if correct[problem, repeat] else "8",
             "correct": bool(correct[problem, repeat]),
             "exact": bool(correct[problem, repeat]),
             "n_tokens": 100 + problem,
             "finish": "length" if cut[problem, repeat] else "end_of_turn",
             "think_closed": not cut[problem, repeat],
-            "text": "",
+            "text": f"sample {problem} {repeat}",
         }
         for problem in range(problems)
         for repeat in range(repeats)

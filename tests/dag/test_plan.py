@@ -87,6 +87,7 @@ def test_a_sampled_trace_set_asks_for_no_teacher(pipeline: Pipeline) -> None:
             "traces": {"own": {"method": "sample", "teacher": "teacher"}},
             "arms": {"own": {"model": "student", "traces": "own"}},
             "run": {"arms": ["base", "own"]},
+            "question": {"comparisons": None},
         },
     )
     output = pipeline.run("--dry-run", "--printshellcmds", "traces", config=config).stdout
@@ -174,7 +175,8 @@ def test_the_workstation_profile_plans_and_a_wrong_profile_path_stops(pipeline: 
 
 
 def test_a_run_of_the_base_alone_makes_no_traces_and_trains_nothing(pipeline: Pipeline) -> None:
-    jobs = pipeline.plan(config={"run": {"arms": ["base"], "tasks": ["math500"]}})
+    run = {"arms": ["base"], "tasks": ["math500"]}
+    jobs = pipeline.plan(config={"run": run, "question": {"comparisons": None}})
     assert jobs == Counter(
         prefetch_model=1,
         prefetch_dataset=2,

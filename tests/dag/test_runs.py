@@ -53,7 +53,9 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
         {"run": {"arms": ["base", "direct", "rsd", "direct-full"]}},
         {"train": 2, "evaluate": 4, **TABLE},
     ),
-    "an arm less": ({"run": {"arms": ["base", "rsd"]}}, TABLE),
+    "an arm less": ({"run": {"arms": ["base", "rsd"]}, "question": {"comparisons": None}}, TABLE),
+    "the question": ({"question": {"comparisons": [["rsd", "base"]]}}, TABLE),
+    "how many problems are expected": ({"tasks": {"aime24": {"problems": 31}}}, SHOWN),
     "the confidence": ({"report": {"confidence": 0.9}}, TABLE),
     "the problems on the page": ({"report": {"problems": 5, "tokens": 10, "megabytes": 1}}, SHOWN),
     "the title": ({"title": "another"}, SHOWN),
@@ -73,6 +75,8 @@ SOURCES: dict[str, dict[str, int]] = {
     "rsd/judge.py": {},
     "rsd/overlap.py": {"measure_overlap": 1, "report": 1},
     "rsd/statistics.py": {"compare": 1, "report": 1},
+    "rsd/significance.py": {"compare": 1, "report": 1},
+    "rsd/power.py": {},
     "rsd/figures.py": {"report": 1},
     "rsd/templates/report.js": {"report": 1},
     "tasks/aime24.yaml": {"evaluate": 5, "compare": 1, "report": 1},
@@ -155,6 +159,7 @@ def test_hostile_text_in_the_configuration_reaches_the_stage_and_is_never_run(pi
         "arms": {"base": {"label": hostile}},
         "datasets": {"math500": {"files": hostile, "columns": {"question": hostile}}},
         "run": {"arms": ["base"], "tasks": ["math500"]},
+        "question": {"text": hostile, "comparisons": None},
     }
     pipeline.run("--cores", "2", config=config)
     assert not list(pipeline.folder.rglob("HACKED"))
@@ -165,6 +170,7 @@ def test_hostile_text_in_the_configuration_reaches_the_stage_and_is_never_run(pi
     assert settings["evaluate"]["model"]["prompt"] == hostile
     assert settings["prepare-benchmark"]["dataset"]["columns"]["question"] == hostile
     assert settings["compare"]["arms"]["base"]["label"] == hostile
+    assert settings["compare"]["question"]["text"] == hostile
 
 
 def test_after_ctrl_c_the_next_run_goes_on_and_keeps_what_was_done(pipeline: Pipeline) -> None:

@@ -4,31 +4,44 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from scipy import stats
 
-from rsd.compare import METRICS, Row, pairs, read_comparison, read_summary, run_compare, verdict
+from rsd import significance, statistics
+from rsd.compare import Row, read_comparison, read_summary, run_compare
+from rsd.metrics import METRICS
 from rsd.records import SAMPLES, read_table, write_table
 from synthetic_results import PAPER_ACCURACY, problem_id, write_samples, write_scores
 
 YES, NO = True, False
 
 
+def arm(label: str = "", traces: str | None = None, seeds: Sequence[int] = (0,)) -> dict[str, Any]:
+    """An arm of the settings; its trace set is named after its method."""
+    method = {"direct": "dataset", "own": "sample"}.get(traces or "", traces)
+    return {"label": label, "traces": traces, "method": method, "seeds": list(seeds)}
+
+
 def compare_settings(**changes: Any) -> dict[str, Any]:
     settings = {
         "arms": {
-            "base": {"label": "Base", "traces": None, "seeds": [0]},
-            "rsd": {"label": "RSD", "traces": "rsd", "seeds": [0, 1]},
+            "base": arm("Base"),
+            "rsd": arm("RSD", "rsd", [0, 1]),
         },
         "base": "base",
+        "question": {"text": "", "comparisons": None},
         "tasks": ["one", "two"],
         "reference": {"accuracy": {}, "mean_relative_change": {}},
         "confidence": 0.95,
         "resamples": 200,
+        "flips": 1000,
         "seed": 0,
     }
     return settings | changes
@@ -140,7 +153,7 @@ def test_cut_samples_and_lengths_are_counted(tmp_path: Path) -> None:
     correct = np.array([[YES, NO, NO, NO], [NO, NO, NO, NO]])
     cut = np.array([[NO, YES, NO, NO], [YES, NO, NO, NO]])
     write_samples(tmp_path / "scores" / "base-seed0" / "one.parquet", correct, cut=cut)
-    settings = compare_settings(tasks=["one"], arms={"base": {"label": "", "traces": None, "seeds": [0]}})
+    settings = compare_settings(tasks=["one"], arms={"base": arm()})
     table = compare(tmp_path, settings)
     found = {metric: find(table, "base", metric, task="one").value for metric in METRICS}
     assert found == pytest.approx(
@@ -152,6 +165,9 @@ def test_cut_samples_and_lengths_are_counted(tmp_path: Path) -> None:
             "extractable_share": 75,
             "mean_tokens": 100.5,
             "accuracy_finished": 100 / 6,
+            "pass_at_k": 50,
+            "maj_at_k": 0,
+            "duplicate_share": 0,
         }
     )
 
@@ -159,7 +175,7 @@ def test_cut_samples_and_lengths_are_counted(tmp_path: Path) -> None:
 def test_accuracy_among_finished_is_undefined_where_nothing_finished(tmp_path: Path) -> None:
     nothing = np.zeros((3, 2), dtype=bool)
     write_samples(tmp_path / "scores" / "base-seed0" / "one.parquet", nothing, cut=~nothing)
-    settings = compare_settings(tasks=["one"], arms={"base": {"label": "", "traces": None, "seeds": [0]}})
+    settings = compare_settings(tasks=["one"], arms={"base": arm()})
     row = find(compare(tmp_path, settings), "base", "accuracy_finished", task="one")
     assert (row.value, row.low, row.high) == (None, None, None)
 
@@ -177,7 +193,7 @@ def test_relative_change_of_a_base_that_solves_nothing_is_empty_and_the_differen
 
 def test_an_arm_that_solves_nothing_may_still_solve_something(tmp_path: Path) -> None:
     write_samples(tmp_path / "scores" / "base-seed0" / "one.parquet", np.zeros((30, 4), dtype=bool))
-    settings = compare_settings(tasks=["one"], arms={"base": {"label": "", "traces": None, "seeds": [0]}})
+    settings = compare_settings(tasks=["one"], arms={"base": arm()})
     row = find(compare(tmp_path, settings), "base", "accuracy", task="one")
     assert (row.value, row.low) == (0, 0)
     assert row.high == pytest.approx(11.57, abs=0.01)
@@ -188,21 +204,27 @@ def test_intervals_hold_their_values_and_stay_possible(tmp_path: Path) -> None:
     accuracy = {"base": {"one": 10, "two": 60}, "rsd": {"one": 12, "two": 70}}
     write_scores(tmp_path / "scores", tasks, accuracy, {"base": [0], "rsd": [0, 1]})
     for row in compare(tmp_path, compare_settings()):
-        if row.metric == "seed_sd":
+        if row.metric in ("seed_sd", "smallest_difference", "smallest_difference_fixed"):
             continue
         assert row.value is not None
         assert row.low is not None
         assert row.high is not None
         assert row.low <= row.value <= row.high
-        if row.metric.endswith(("accuracy", "share", "finished")):
+        if row.metric.endswith(("accuracy", "share", "at_k", "finished")):
             assert 0 <= row.low <= row.high <= 100
+        if row.metric in ("pass_at_k", "maj_at_k", "duplicate_share"):
+            assert (row.fixed_low, row.fixed_high) == (None, None)
+        elif row.metric != "mean_tokens":  # whose samples all agree here
+            assert row.fixed_low is not None
+            assert row.fixed_high is not None
+            assert row.fixed_low <= row.value <= row.fixed_high
 
 
 def test_a_real_difference_is_found_and_equal_models_are_not_told_apart(tmp_path: Path) -> None:
     tasks = {"one": (200, 8)}
     accuracy = {"base": {"one": 30}, "direct": {"one": 30}, "rsd": {"one": 40}}
     write_scores(tmp_path / "scores", tasks, accuracy, {"base": [0], "direct": [0], "rsd": [0]})
-    arms = {name: {"label": name, "traces": None if name == "base" else name, "seeds": [0]} for name in accuracy}
+    arms = {name: arm(name, None if name == "base" else name) for name in accuracy}
     compare(tmp_path, compare_settings(arms=arms, tasks=["one"], resamples=1000))
     summary = read_summary(tmp_path / "comparison.json")
     assert {(entry["arm"], entry["against"]): entry["verdict"] for entry in summary["comparisons"]} == {
@@ -212,23 +234,145 @@ def test_a_real_difference_is_found_and_equal_models_are_not_told_apart(tmp_path
     }
 
 
-# --- pairs ---------------------------------------------------------------------------------------------------------
+# --- intervals and tests -------------------------------------------------------------------------------------------
 
 
-def test_every_arm_meets_the_base_and_trained_arms_meet_each_other() -> None:
-    arms = {
-        name: {"label": name, "traces": traces, "seeds": [0]}
-        for name, traces in (("direct", "d"), ("base", None), ("rsd", "r"), ("teacher", None), ("more", "m"))
-    }
-    assert pairs(compare_settings(arms=arms)) == [
-        ("direct", "base"),
-        ("rsd", "base"),
-        ("teacher", "base"),
-        ("more", "base"),
-        ("rsd", "direct"),
-        ("more", "direct"),
-        ("more", "rsd"),
+def arrays(folder: Path, arm: str, seed: int, task: str) -> np.ndarray:
+    """[problems, repeats] of a sample file, in per cent."""
+    table = read_table(folder / "scores" / f"{arm}-seed{seed}" / f"{task}.parquet", SAMPLES).sort_by(
+        [("problem_id", "ascending"), ("repeat", "ascending")]
+    )
+    problems = len(set(table["problem_id"].to_pylist()))
+    return 100 * table["correct"].to_numpy(zero_copy_only=False).astype(float).reshape(problems, -1)
+
+
+@pytest.fixture
+def larger(tmp_path: Path) -> tuple[Path, list[Row]]:
+    tasks = {"one": (20, 4), "two": (50, 3)}
+    accuracy = {"base": {"one": 20, "two": 60}, "direct": {"one": 25, "two": 50}, "rsd": {"one": 30, "two": 62}}
+    write_scores(tmp_path / "scores", tasks, accuracy, {"base": [0], "direct": [0, 1], "rsd": [0, 1]})
+    return tmp_path, compare(tmp_path, larger_settings())
+
+
+def larger_settings(**changes: Any) -> dict[str, Any]:
+    arms = {"base": arm(), "direct": arm("", "direct", [0, 1]), "rsd": arm("", "rsd", [0, 1])}
+    return compare_settings(arms=arms, **changes)
+
+
+@pytest.mark.parametrize("task", ["one", "two", "mean"])
+@pytest.mark.parametrize("against", ["base", "direct"])
+def test_both_intervals_of_a_difference_are_those_of_the_samples(
+    larger: tuple[Path, list[Row]], against: str, task: str
+) -> None:
+    folder, rows = larger
+    seeds = [0, 1] if against == "direct" else [0]
+    samples = [
+        np.mean([arrays(folder, "rsd", seed, name) for seed in (0, 1)], axis=0)
+        - np.mean([arrays(folder, against, seed, name) for seed in seeds], axis=0)
+        for name in (["one", "two"] if task == "mean" else [task])
     ]
+    row = find(rows, "rsd", "difference_points", task=task, against=against)
+    like = statistics.mean_interval([values.mean(axis=1) for values in samples], 0.95, (-100, 100))
+    fixed = statistics.mean_interval(samples, 0.95, (-100, 100))
+    assert row.value == pytest.approx(np.mean([values.mean() for values in samples]))
+    assert (row.low, row.high) == pytest.approx(like)
+    assert (row.fixed_low, row.fixed_high) == pytest.approx(fixed)
+
+
+def test_a_relative_change_and_its_difference_agree_in_their_signs(larger: tuple[Path, list[Row]]) -> None:
+    for points in larger[1]:
+        if points.metric != "difference_points":
+            continue
+        relative = find(
+            larger[1], points.arm, "relative_change", seed=points.seed, task=points.task, against=points.against
+        )
+        for ends in (("low", "high"), ("fixed_low", "fixed_high")):
+            if getattr(relative, ends[0]) is not None:
+                for end in ends:
+                    assert np.sign(getattr(relative, end)) == np.sign(getattr(points, end))
+
+
+def test_p_values_are_those_of_the_paired_problems_and_corrected_in_two_families(
+    larger: tuple[Path, list[Row]],
+) -> None:
+    folder, rows = larger
+    new, old = ([arrays(folder, name, 0, "one").mean(axis=1) for name in names] for names in (["rsd"], ["base"]))
+    new[0] = np.mean([arrays(folder, "rsd", seed, "one").mean(axis=1) for seed in (0, 1)], axis=0)
+    found = find(rows, "rsd", "difference_points", task="one", against="base")
+    theirs = stats.permutation_test(
+        (new[0] - old[0],), np.mean, permutation_type="samples", n_resamples=200_000, rng=0
+    ).pvalue
+    assert found.p == pytest.approx(theirs, abs=5 * math.sqrt(theirs / 1000))
+    tested = {(row.arm, row.against, row.task): row for row in rows if row.p is not None}
+    assert len(tested) == 3 * 3
+    assert all(row.metric == "difference_points" and row.seed == "all" for row in tested.values())
+    primary = [("rsd", "base", "mean"), ("rsd", "direct", "mean")]
+    for family in (primary, [test for test in tested if test not in primary]):
+        corrected = significance.holm([tested[test].p for test in family])
+        assert [tested[test].p_holm for test in family] == pytest.approx(corrected)
+    summary = read_summary(folder / "comparison.json")
+    assert (summary["tests"]["flips"], summary["tests"]["primary"], summary["tests"]["others"]) == (1000, 2, 7)
+
+
+def test_a_p_value_does_not_depend_on_what_else_is_compared(larger: tuple[Path, list[Row]]) -> None:
+    folder, rows = larger
+    arms = {"base": arm(), "rsd": arm("", "rsd", [0, 1])}
+    alone = compare(folder, compare_settings(arms=arms, tasks=["two", "one"]))
+    for task in ("one", "two", "mean"):
+        where: dict[str, Any] = {"task": task, "against": "base"}
+        both = [find(table, "rsd", "difference_points", **where) for table in (alone, rows)]
+        # But for the mean, whose problems come in another order.
+        assert both[0].p == pytest.approx(both[1].p, abs=0.05 if task == "mean" else 0)
+
+
+def test_the_smallest_difference_is_that_of_the_standard_errors(larger: tuple[Path, list[Row]]) -> None:
+    for row in larger[1]:
+        if row.metric == "difference_points" and row.seed == "all":
+            names = {"task": row.task, "against": row.against}
+            for metric, low, high in (
+                ("smallest_difference", row.low, row.high),
+                ("smallest_difference_fixed", row.fixed_low, row.fixed_high),
+            ):
+                seen = find(larger[1], row.arm, metric, **names).value
+                assert seen is not None
+                assert low is not None
+                assert high is not None
+                # (t[0.975] + t[0.8]) over t[0.975]: from 1.39 for 10 degrees of freedom to 1.43 for many.
+                assert 1.39 < seen / ((high - low) / 2) < 1.43
+
+
+def test_one_sample_a_problem_says_nothing_of_other_samples(tmp_path: Path) -> None:
+    for name in ("base-seed0", "rsd-seed0", "rsd-seed1"):
+        write_samples(tmp_path / "scores" / name / "one.parquet", np.arange(9)[:, None] < len(name) // 3)
+    table = compare(tmp_path, compare_settings(tasks=["one"]))
+    assert all((row.fixed_low, row.fixed_high) == (None, None) for row in table)
+    assert find(table, "rsd", "smallest_difference_fixed", against="base").value is None
+    assert find(table, "rsd", "accuracy").low is not None
+
+
+def test_of_a_single_task_the_mean_is_the_task(larger: tuple[Path, list[Row]]) -> None:
+    rows = compare(larger[0], larger_settings(tasks=["one"]))
+    for row in rows:
+        if row.task == "one":
+            twin = find(rows, row.arm, row.metric, seed=row.seed, against=row.against)
+            assert replace(twin, task="one", paper=None) == replace(row, paper=None)
+
+
+def test_a_question_the_other_way_round_turns_its_rows(larger: tuple[Path, list[Row]]) -> None:
+    folder, rows = larger
+    asked = {"text": "", "comparisons": [["base", "rsd"]]}
+    turned = compare(folder, larger_settings(question=asked))
+    for seed in ("0", "1", "all"):
+        for task in ("one", "mean"):
+            there = find(turned, "base", "difference_points", seed=seed, task=task, against="rsd")
+            back = find(rows, "rsd", "difference_points", seed=seed, task=task, against="base")
+            assert there.value == pytest.approx(-(back.value or 0))
+            assert (there.low, there.high) == pytest.approx((-(back.high or 0), -(back.low or 0)))
+    keys = [(row.arm, row.against, row.seed, row.task, row.metric) for row in turned]
+    assert len(keys) == len(set(keys))
+
+
+# --- pairs ---------------------------------------------------------------------------------------------------------
 
 
 def test_trained_arms_are_compared_seed_by_seed(tmp_path: Path) -> None:
@@ -241,9 +385,9 @@ def test_trained_arms_are_compared_seed_by_seed(tmp_path: Path) -> None:
     ):
         write_samples(tmp_path / "scores" / name / "one.parquet", np.arange(10)[:, None] < solved)
     arms = {
-        "base": {"label": "", "traces": None, "seeds": [0]},
-        "direct": {"label": "", "traces": "direct", "seeds": [0, 1]},
-        "rsd": {"label": "", "traces": "rsd", "seeds": [0, 1]},
+        "base": arm(),
+        "direct": arm("", "direct", [0, 1]),
+        "rsd": arm("", "rsd", [0, 1]),
     }
     table = compare(tmp_path, compare_settings(arms=arms, tasks=["one"]))
     found = [
@@ -269,7 +413,8 @@ def test_a_missing_file_leaves_its_rows_empty_and_every_mean_that_needs_it(tmp_p
     ):
         for against, metric in (("", "accuracy"), ("base", "difference_points"), ("base", "relative_change")):
             row = find(table, "rsd", metric, against=against, **where)
-            assert (row.value, row.low, row.high, row.n_problems, row.n_samples) == (None, None, None, 0, 0)
+            numbers = (row.value, row.low, row.high, row.fixed_low, row.fixed_high, row.p, row.p_holm)
+            assert (*numbers, row.n_problems, row.n_samples) == (*[None] * 7, 0, 0)
     assert find(table, "rsd", "seed_sd", task="two").value is None
     assert find(table, "rsd", "accuracy", task="one").value == pytest.approx(62.5)
     assert find(table, "base", "accuracy").value == pytest.approx(37.5)
@@ -298,6 +443,13 @@ def test_models_measured_on_different_problems_are_refused(tmp_path: Path) -> No
     write_small(tmp_path / "scores")
     write_samples(tmp_path / "scores" / "rsd-seed1" / "one.parquet", np.array([[YES, NO]] * 3))
     with pytest.raises(ValueError, match=r"rsd-seed1/one and base-seed0/one hold samples of different problems"):
+        compare(tmp_path, compare_settings())
+
+
+def test_models_with_other_numbers_of_samples_are_refused(tmp_path: Path) -> None:
+    write_small(tmp_path / "scores")
+    write_samples(tmp_path / "scores" / "rsd-seed1" / "one.parquet", np.array([[YES, NO, NO]] * 2))
+    with pytest.raises(ValueError, match=r"hold different samples of each problem \(3 and 2\)"):
         compare(tmp_path, compare_settings())
 
 
@@ -392,23 +544,6 @@ def test_a_published_value_is_shown_where_our_own_is_missing(tmp_path: Path) -> 
 # --- summary -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("value", "low", "high", "expected"),
-    [
-        (1.0, 0.1, 2.0, "higher"),
-        (1.0, 0.0, 2.0, "undecided"),
-        (-1.0, -2.0, -0.1, "lower"),
-        (-1.0, -2.0, 0.0, "undecided"),
-        (1.0, None, None, "undecided"),
-        (None, None, None, "missing"),
-    ],
-)
-def test_a_difference_counts_only_where_its_interval_leaves_out_zero(
-    value: float | None, low: float | None, high: float | None, expected: str
-) -> None:
-    assert verdict(value, low, high) == expected
-
-
 def test_the_summary_holds_the_answer_and_where_it_comes_from(tmp_path: Path, rows: list[Row]) -> None:
     summary = json.loads((tmp_path / "comparison.json").read_text())
     (answer,) = summary["comparisons"]
@@ -417,6 +552,13 @@ def test_the_summary_holds_the_answer_and_where_it_comes_from(tmp_path: Path, ro
     assert answer["accuracy_against"] == pytest.approx(37.5)
     assert list(answer["difference_points"].values()) == pytest.approx([row.value, row.low, row.high])
     assert answer["difference_by_seed"] == pytest.approx([25, 25])
+    assert answer["fixed"] == {"low": row.fixed_low, "high": row.fixed_high}
+    assert (answer["p"], answer["p_holm"]) == (row.p, row.p_holm)
+    smallest = find(rows, "rsd", "smallest_difference", against="base")
+    assert answer["smallest_difference"] == pytest.approx(smallest.value)
+    assert summary["question"]["comparisons"] == [["rsd", "base"]]
+    assert "95 % interval, for problems like these" in summary["question"]["rule"]
+    assert summary["tests"]["flips"] == 1000
     assert summary["tasks"] == {
         "one": {"problems": 2, "samples_a_problem": 2},
         "two": {"problems": 4, "samples_a_problem": 1},

@@ -25,6 +25,10 @@ PAPER = ROOT / "config.yaml"
 SCHEMA = c.load_schema()
 
 
+# A question of no arms in particular, for runs without the paper's.
+ANY = {"comparisons": None}
+
+
 def paper(**changes: Any) -> c.Config:
     """config.yaml with `changes` laid over it, not validated."""
     return c.merge(yaml.safe_load(PAPER.read_text(encoding="utf-8")), changes)
@@ -214,6 +218,17 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "the same seed twice": ({"run": {"seeds": [1, 1]}}, r"run\.seeds = \[1, 1\]: "),
     "no benchmark": ({"run": {"tasks": []}}, r"run\.tasks = \[\]: "),
+    "a question about an arm that is not run": (
+        {"question": {"comparisons": [["rsd", "base"], ["rsd", "direct-full"]]}},
+        r"question\.comparisons\[1\] = \['rsd', 'direct-full'\]: 'direct-full' is not in run\.arms, .*; did you mean "
+        r"'direct'\? expected one of: base, direct, rsd, or write comparisons: null",
+    ),
+    "a question about one arm": (
+        {"question": {"comparisons": [["rsd", "rsd"]]}},
+        r"question\.comparisons\.0 = \['rsd', 'rsd'\]: ",
+    ),
+    "a question that compares nothing": ({"question": {"comparisons": []}}, r"question\.comparisons = \[\]: "),
+    "too few flips for a p-value": ({"report": {"flips": 10}}, r"report\.flips = 10: expected a value >= 1000"),
 }
 
 
@@ -396,7 +411,7 @@ def test_a_run_uses_the_models_and_datasets_of_its_arms_and_tasks_alone() -> Non
     assert c.used_models(config, "student") == ["student"]
     assert c.used_models(config, "teacher") == ["teacher"]
     assert c.used_datasets(config) == ["s1k", "aime24", "aime25", "math500", "gpqa_diamond"]
-    small = c.validate(paper(run={"arms": ["base", "direct"], "tasks": ["math500", "aime25"]}))
+    small = c.validate(paper(run={"arms": ["base", "direct"], "tasks": ["math500", "aime25"]}, question=ANY))
     assert c.used_models(small) == ["student"]
     assert c.used_models(small, "teacher") == []
     assert c.used_datasets(small) == ["s1k", "aime25", "math500"]
@@ -404,6 +419,7 @@ def test_a_run_uses_the_models_and_datasets_of_its_arms_and_tasks_alone() -> Non
 
 def test_a_model_that_is_only_measured_is_used_as_student_and_one_alone_has_no_teacher() -> None:
     own = {
+        "question": ANY,
         "traces": {"own": {"method": "sample"}},
         "arms": {"own": {"model": "student", "traces": "own"}, "teacher": {"model": "teacher"}},
     }
@@ -465,7 +481,7 @@ def test_a_prefix_longer_than_any_trace_is_no_matter_where_unsolved_problems_are
     [(["base", "direct"], 8192), (["base", "direct-full"], 32768), (["base", "direct-full", "direct"], 8192)],
 )
 def test_selection_is_told_the_smallest_block_size_of_the_arms_that_train_on_it(arms: list[str], size: int) -> None:
-    config = c.validate(paper(run={"arms": arms}))
+    config = c.validate(paper(run={"arms": arms}, question=ANY))
     assert c.select_settings(config, "direct")["block_size"] == size
     assert c.select_settings(config, "rsd")["block_size"] == 8192
 

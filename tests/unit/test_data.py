@@ -201,12 +201,29 @@ def test_benchmark_records_hold_the_choices_and_the_letter(tmp_path):
     rows = [{"q": "Which?", "a": "right", "w1": "x", "w2": "y"}, {"q": "Else?", "a": "right", "w1": "", "w2": "y"}]
     columns = {"solution": None, "thinking": None, "response": None, "wrong_answers": ["w1", "w2"]}
     folder = dataset(tmp_path / "d", {"d.csv": rows})
-    settings = settings_of(files="*.csv", columns=columns)
+    settings = settings_of(files="*.csv", columns=columns) | {"expected": None}
     run_prepare_benchmark(dataset=folder, settings=settings, output=tmp_path / "b.jsonl")
     (record,) = read_jsonl(tmp_path / "b.jsonl")
     assert record.keys() == {"id", "question", "answer", "solution"}
     assert f"\n{record['answer']}) right" in record["question"]
     assert record["id"] == problem_id(record["question"])
+
+
+@pytest.mark.parametrize(("expected", "found"), [(None, True), (3, True), (4, False)])
+def test_a_benchmark_of_another_size_than_expected_is_refused(tmp_path, expected, found):
+    rows = [{"q": f"{number}?", "a": "1"} for number in (1, 2, 3)]
+    columns = {"solution": None, "thinking": None, "response": None}
+    settings = settings_of(files="*.jsonl", columns=columns) | {"task": "aime24", "expected": expected}
+    arguments = {"dataset": dataset(tmp_path / "d", {"d.jsonl": rows}), "settings": settings}
+    if found:
+        run_prepare_benchmark(**arguments, output=tmp_path / "b.jsonl")
+        assert len(read_jsonl(tmp_path / "b.jsonl")) == 3
+    else:
+        with pytest.raises(
+            ValueError, match=r"tasks\.aime24\.problems = 4: found 3 in datasets\.d; correct the number"
+        ):
+            run_prepare_benchmark(**arguments, output=tmp_path / "b.jsonl")
+        assert not (tmp_path / "b.jsonl").exists()
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------

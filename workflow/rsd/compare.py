@@ -1,14 +1,14 @@
-"""Stage compare: the samples of every model -> one tidy table of scores, differences and intervals.
+"""Stage compare: the samples of every model -> one tidy table of scores, differences, intervals and tests.
 
-scores/<arm>-seed<k>/<task>.parquet -> comparison.csv (all numbers) and comparison.json (the answers, in short).
+scores/<arm>-seed<k>/<task>.parquet -> comparison.csv (all numbers) and comparison.json (the question and its answers).
 
 Each row of the table is one number: `arm`, `against` (the arm that it is compared with, else empty), `seed` (a training
-seed, or `all`), `task` (or `mean`, the unweighted mean of the tasks, as in the paper), `metric`, `value`, the interval
-`low` to `high`, `n_problems`, `n_samples` (of `arm`), and the `paper`'s value. Empty means missing or undefined, never
-zero. A sample file that is not there leaves its rows empty with n = 0, and so every mean that it belongs to: a mean of
-a part is never shown as the whole.
-
-Intervals speak of problems like these, for these trained models (`rsd.statistics` says it in full).
+seed, or `all`), `task` (or `mean`, the unweighted mean of the tasks, as in the paper), `metric`, `value`; its interval
+`low` to `high` for problems like these and `fixed_low` to `fixed_high` for these problems, both for these trained
+models (`rsd.statistics`); of a difference over all seeds `p` by sign flips and `p_holm` corrected for all that was
+tested (`rsd.significance`); `n_problems`, `n_samples` (of `arm`), and the `paper`'s value. Empty means missing or
+undefined, never zero. A sample file that is not there leaves its rows empty with n = 0, and so every mean that it
+belongs to: a mean of a part is never shown as the whole.
 """
 
 from __future__ import annotations
@@ -22,47 +22,24 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-import pyarrow as pa
-
-from rsd import statistics
+from rsd import question, significance, statistics
+from rsd.metrics import METRICS, Cell, read_cell
 from rsd.provenance import stamp
-from rsd.records import REMEDY, SAMPLES, read_table
+from rsd.records import REMEDY
 from rsd.runtime import write_json, write_text
+from rsd.scores import ALL_SEEDS, MEAN, MISSING, Difference, Key, Scores, by_problem, difference, score_table
 from rsd.statistics import Estimate, Floats
 
 LOG = logging.getLogger(__name__)
 
-ALL_SEEDS = "all"
-MEAN = "mean"
-PER_CENT = (0.0, 100.0)
 POINTS = (-100.0, 100.0)
+POWER = 0.8  # of the smallest difference
+NONE = (None, None)
 
-# Per-problem columns, each the mean over the problem's samples.
-COLUMNS = ("one", "correct", "exact", "cut", "think_closed", "extractable", "tokens", "finished", "finished_correct")
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A ratio of two column means, times `unit`; `support` holds the values that one problem can have."""
-
-    over: str
-    under: str
-    unit: float
-    support: tuple[float, float] | None
-
-
-METRICS = {
-    "accuracy": Metric("correct", "one", 100, PER_CENT),  # avg@k, per cent
-    "exact_accuracy": Metric("exact", "one", 100, PER_CENT),  # the same by plain string comparison
-    "cut_share": Metric("cut", "one", 100, PER_CENT),  # stopped by the length limit
-    "think_closed_share": Metric("think_closed", "one", 100, PER_CENT),
-    "extractable_share": Metric("extractable", "one", 100, PER_CENT),
-    "mean_tokens": Metric("tokens", "one", 1, None),
-    "accuracy_finished": Metric("finished_correct", "finished", 100, None),  # among samples that ended their turn
-}
+# (arm, against, task) -> p and its correction; None where samples are missing
+Tests = Mapping[tuple[str, str, str], tuple[float | None, float | None]]
 
 
 @dataclass(frozen=True)
@@ -77,32 +54,23 @@ class Row:
     value: float | None
     low: float | None
     high: float | None
+    fixed_low: float | None
+    fixed_high: float | None
+    p: float | None
+    p_holm: float | None
     n_problems: int
     n_samples: int
     paper: float | None
 
 
-@dataclass(frozen=True)
-class Cell:
-    """The samples of one model on one task: `values` [problems, COLUMNS], problems in the order of their ids."""
+class Numbers(NamedTuple):
+    """Value and intervals of a row."""
 
-    problems: list[str]
-    values: Floats
-    n_samples: int
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Estimates of one arm, seed (or all) and task (or mean), by metric; empty where samples are missing."""
-
-    estimates: Mapping[str, Estimate]
-    n_problems: int
-    n_samples: int
-
-
-MISSING = Scores({}, 0, 0)
-# arm, seed or `all`, task or `mean`
-Key = tuple[str, str, str]
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    fixed_low: float | None = None
+    fixed_high: float | None = None
 
 
 def run_compare(*, scores: Path, settings: dict[str, Any], output: Path, summary: Path) -> None:
@@ -128,9 +96,6 @@ def run_compare(*, scores: Path, settings: dict[str, Any], output: Path, summary
     LOG.info("%d numbers from %d sample files, %d files missing", len(rows), len(cells), len(missing))
 
 
-# --- samples -------------------------------------------------------------------------------------------------------
-
-
 def sample_files(scores: Path, settings: Mapping[str, Any]) -> dict[Key, Path]:
     """Where the samples of every arm, seed and task of the settings should be."""
     return {
@@ -138,108 +103,6 @@ def sample_files(scores: Path, settings: Mapping[str, Any]) -> dict[Key, Path]:
         for arm, entry in settings["arms"].items()
         for seed in entry["seeds"]
         for task in settings["tasks"]
-    }
-
-
-def read_cell(path: Path) -> Cell:
-    """The per-problem means of a sample file; ValueError naming the file where it is empty or holds a sample twice."""
-    table = read_table(path, SAMPLES)
-    if table.num_rows == 0:
-        raise ValueError(f"{path} holds no samples; {REMEDY}")
-    problems, index = np.unique(np.asarray(table["problem_id"].to_pylist(), dtype=str), return_inverse=True)
-    repeat = table["repeat"].to_numpy()
-    if len(np.unique(np.stack([index, repeat]), axis=1).T) != table.num_rows:
-        raise ValueError(f"{path} holds a sample (problem_id, repeat) twice; {REMEDY}")
-    samples = _sample_columns(table)
-    counts = np.bincount(index)
-    sums = np.stack([np.bincount(index, weights=column) for column in samples], axis=1)
-    return Cell(problems.tolist(), sums / counts[:, None], table.num_rows)
-
-
-def _sample_columns(table: pa.Table) -> list[Floats]:
-    """The columns of COLUMNS for each sample."""
-
-    def numbers(name: str) -> Floats:
-        return table[name].to_numpy().astype(np.float64)
-
-    finished = np.asarray(table["finish"].to_pylist()) != "length"
-    correct = numbers("correct")
-    columns = {
-        "one": np.ones(table.num_rows),
-        "correct": correct,
-        "exact": numbers("exact"),
-        "cut": 1.0 - finished,
-        "think_closed": numbers("think_closed"),
-        "extractable": np.asarray(table["answer"].is_valid()).astype(np.float64),
-        "tokens": numbers("n_tokens"),
-        "finished": finished.astype(np.float64),
-        "finished_correct": correct * finished,
-    }
-    return [columns[name] for name in COLUMNS]
-
-
-# --- estimates -----------------------------------------------------------------------------------------------------
-
-
-def score_table(cells: Mapping[Key, Cell], settings: Mapping[str, Any]) -> dict[Key, Scores]:
-    """The scores of every arm, each seed and all seeds, each task and the mean of the tasks."""
-    table: dict[Key, Scores] = {}
-    for task in settings["tasks"]:
-        table |= _task_scores(task, {key: cell for key, cell in cells.items() if key[2] == task}, settings)
-    for arm, entry in settings["arms"].items():
-        seeds = [str(seed) for seed in entry["seeds"]]
-        for task in settings["tasks"]:
-            parts = [table.get((arm, seed, task), MISSING) for seed in seeds]
-            table[arm, ALL_SEEDS, task] = _average(parts, problems=parts[0].n_problems)
-        for seed in [*seeds, ALL_SEEDS]:
-            parts = [table.get((arm, seed, task), MISSING) for task in settings["tasks"]]
-            table[arm, seed, MEAN] = _average(parts, problems=sum(part.n_problems for part in parts))
-    return table
-
-
-def _task_scores(task: str, cells: Mapping[Key, Cell], settings: Mapping[str, Any]) -> dict[Key, Scores]:
-    """The scores of every model on one task, all resampled together."""
-    if not cells:
-        return {}
-    first, *others = cells
-    for key in others:
-        if cells[key].problems != cells[first].problems:
-            raise ValueError(
-                f"{key[0]}-seed{key[1]}/{task} and {first[0]}-seed{first[1]}/{task} hold samples of different problems "
-                f"({len(cells[key].problems)} and {len(cells[first].problems)}), so they cannot be compared; delete "
-                "the older one and run again"
-            )
-    values = np.concatenate([cell.values for cell in cells.values()], axis=1)
-    columns = iter(statistics.column_means(task, values, settings["resamples"], settings["seed"]))
-    table = {}
-    for key, cell in cells.items():
-        means = dict(zip(COLUMNS, itertools.islice(columns, len(COLUMNS)), strict=True))
-        table[key] = Scores(
-            {name: _ratio(metric, means) for name, metric in METRICS.items()}, len(cell.problems), cell.n_samples
-        )
-    return table
-
-
-def _ratio(metric: Metric, means: Mapping[str, Estimate]) -> Estimate:
-    return statistics.combine(lambda over, under: metric.unit * over / under, means[metric.over], means[metric.under])
-
-
-def _average(parts: Sequence[Scores], problems: int) -> Scores:
-    """The unweighted mean of scores; missing where one of them is."""
-    if not all(part.estimates for part in parts):
-        return MISSING
-    estimates = {name: statistics.mean([part.estimates[name] for part in parts]) for name in METRICS}
-    return Scores(estimates, problems, sum(part.n_samples for part in parts))
-
-
-def differences(scores: Scores, against: Scores) -> dict[str, Estimate]:
-    """The difference of two accuracies in points, and in per cent of the second; empty where one is missing."""
-    if not scores.estimates or not against.estimates:
-        return {}
-    pair = scores.estimates["accuracy"], against.estimates["accuracy"]
-    return {
-        "difference_points": statistics.combine(lambda new, old: new - old, *pair),
-        "relative_change": statistics.combine(lambda new, old: 100 * (new - old) / old, *pair),
     }
 
 
@@ -255,70 +118,128 @@ def score_rows(table: Mapping[Key, Scores], settings: Mapping[str, Any]) -> Iter
             scores = table.get((arm, seed, task), MISSING)
             for metric, definition in METRICS.items():
                 published = paper_accuracy(settings, arm, task) if (seed, metric) == (ALL_SEEDS, "accuracy") else None
-                estimate = scores.estimates.get(metric)
-                yield _row((arm, "", seed, task, metric), estimate, scores, definition.support, settings, published)
+                numbers = _score(scores, metric, definition.support, settings["confidence"])
+                yield _row((arm, "", seed, task, metric), numbers, scores, paper=published)
         for task in tasks:
             values = [_point(table.get((arm, seed, task), MISSING).estimates.get("accuracy")) for seed in seeds]
-            yield _deviation_row((arm, "", task), values, table.get((arm, ALL_SEEDS, task), MISSING))
+            scores = table.get((arm, ALL_SEEDS, task), MISSING)
+            yield _row((arm, "", ALL_SEEDS, task, "seed_sd"), Numbers(_deviation(values)), scores)
 
 
 def difference_rows(table: Mapping[Key, Scores], settings: Mapping[str, Any]) -> Iterator[Row]:
     """The differences of every pair of arms, for each seed and task, and their deviation between seeds."""
     tasks = [*settings["tasks"], MEAN]
-    for arm, against in pairs(settings):
-        seeds = paired_seeds(settings, arm, against)
+    tests = run_tests(table, settings)
+    for arm, against in question.pairs(settings):
         deviations: dict[str, list[float | None]] = {task: [] for task in tasks}
-        for (seed, other), task in itertools.product([*seeds, (ALL_SEEDS, ALL_SEEDS)], tasks):
+        seeds = [*question.paired_seeds(settings, arm, against), (ALL_SEEDS, ALL_SEEDS)]
+        for (seed, other), task in itertools.product(seeds, tasks):
             scores = table.get((arm, seed, task), MISSING)
-            found = differences(scores, table.get((against, other, task), MISSING))
-            for metric, support in (("difference_points", POINTS), ("relative_change", None)):
-                published = None
-                if (seed, task, metric) == (ALL_SEEDS, MEAN, "relative_change") and against == settings["base"]:
-                    published = paper_relative_change(settings, arm)
-                shown = scores if found else MISSING
-                estimate = found.get(metric)
-                yield _row((arm, against, seed, task, metric), estimate, shown, support, settings, published)
+            found = difference(scores, table.get((against, other, task), MISSING))
+            # Both have the same seed, unless one was not trained.
+            shown = seed if settings["arms"][arm]["traces"] else other
+            yield from _pair_rows((arm, against, shown, task), found, scores, tests, settings)
             if seed != ALL_SEEDS:
-                deviations[task].append(_point(found.get("difference_points")))
+                deviations[task].append(found.points if found else None)
         for task in tasks:
-            yield _deviation_row((arm, against, task), deviations[task], table.get((arm, ALL_SEEDS, task), MISSING))
+            scores = table.get((arm, ALL_SEEDS, task), MISSING)
+            yield _row((arm, against, ALL_SEEDS, task, "seed_sd"), Numbers(_deviation(deviations[task])), scores)
 
 
-def pairs(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Who is compared with whom: every arm with the base, then every trained arm with the trained ones before it."""
-    others = [arm for arm in settings["arms"] if arm != settings["base"]]
-    trained = [arm for arm in others if settings["arms"][arm]["traces"]]
-    return [(arm, settings["base"]) for arm in others] + [
-        (later, earlier) for earlier, later in itertools.combinations(trained, 2)
-    ]
-
-
-def paired_seeds(settings: Mapping[str, Any], arm: str, against: str) -> list[tuple[str, str]]:
-    """(seed of `arm`, seed of `against`) that are compared: the same one, or the only one of an untrained arm."""
-    other = [str(seed) for seed in settings["arms"][against]["seeds"]]
-    trained = settings["arms"][against]["traces"]
-    return [(str(seed), str(seed) if trained else other[0]) for seed in settings["arms"][arm]["seeds"]]
+def _pair_rows(
+    names: tuple[str, str, str, str],
+    found: Difference | None,
+    scores: Scores,
+    tests: Tests,
+    settings: Mapping[str, Any],
+) -> Iterator[Row]:
+    """The rows of one difference: in points, relative, and over all seeds the smallest that could have been seen."""
+    arm, against, seed, task = names
+    confidence = settings["confidence"]
+    scores = scores if found else MISSING
+    p, p_holm = tests[arm, against, task] if seed == ALL_SEEDS else (None, None)
+    points = _points(found, confidence) if found else Numbers()
+    yield _row((*names, "difference_points"), points, scores, p=p, p_holm=p_holm)
+    published = None
+    if (seed, task) == (ALL_SEEDS, MEAN) and against == settings["base"]:
+        published = paper_relative_change(settings, arm)
+    relative = _relative(found, confidence) if found else Numbers()
+    yield _row((*names, "relative_change"), relative, scores, paper=published)
+    if seed == ALL_SEEDS:
+        seen = _smallest(found.problems, confidence) if found else None
+        yield _row((*names, "smallest_difference"), Numbers(seen), scores)
+        seen = _smallest(found.samples, confidence) if found else None
+        yield _row((*names, "smallest_difference_fixed"), Numbers(seen), scores)
 
 
 def _row(
     names: tuple[str, str, str, str, str],
-    estimate: Estimate | None,
+    numbers: Numbers,
     scores: Scores,
-    support: tuple[float, float] | None,
-    settings: Mapping[str, Any],
-    paper: float | None,
+    *,
+    p: float | None = None,
+    p_holm: float | None = None,
+    paper: float | None = None,
 ) -> Row:
-    interval = estimate.interval(settings["confidence"], support) if estimate else None
-    low, high = interval or (None, None)
-    return Row(*names, _point(estimate), low, high, scores.n_problems, scores.n_samples, paper)
+    return Row(*names, *numbers, p, p_holm, scores.n_problems, scores.n_samples, paper)
 
 
-def _deviation_row(names: tuple[str, str, str], values: Sequence[float | None], scores: Scores) -> Row:
-    arm, against, task = names
+def _score(scores: Scores, metric: str, support: tuple[float, float] | None, confidence: float) -> Numbers:
+    """Value and intervals of a metric; an undefined value has none."""
+    estimate = scores.estimates.get(metric)
+    if estimate is None or _point(estimate) is None:
+        return Numbers()
+    fixed = statistics.mean_interval(scores.samples.get(metric, ()), confidence, support)
+    return Numbers(estimate.point, *(estimate.interval(confidence, support) or NONE), *(fixed or NONE))
+
+
+def _points(found: Difference, confidence: float) -> Numbers:
+    like, fixed = (statistics.mean_interval(values, confidence, POINTS) for values in (found.problems, found.samples))
+    return Numbers(found.points, *(like or NONE), *(fixed or NONE))
+
+
+def _relative(found: Difference, confidence: float) -> Numbers:
+    def change(over: Sequence[Floats], under: Sequence[Floats]) -> tuple[float | None, float | None]:
+        ratios = statistics.ratio_interval(over, under, confidence)
+        return (100 * (ratios[0] - 1), 100 * (ratios[1] - 1)) if ratios else NONE
+
+    if found.relative is None:
+        return Numbers()
+    like = change(by_problem(found.over), by_problem(found.under))
+    return Numbers(found.relative, *like, *change(found.over, found.under))
+
+
+def _smallest(values: Sequence[Floats], confidence: float) -> float | None:
+    """The true difference that this run would have seen with a power of 80 %, by its own standard error."""
+    known = statistics.precision(values)
+    return significance.smallest_difference(known, confidence, POWER) if known else None
+
+
+def run_tests(table: Mapping[Key, Scores], settings: Mapping[str, Any]) -> Tests:
+    """The p-value of every comparison on every task and on the mean, over all seeds, and its correction."""
+    found: dict[tuple[str, str, str], tuple[float | None, float | None]] = {}
+    for family in question.families(settings, MEAN):
+        values = [_p_value(*test, table, settings) for test in family]
+        found |= dict(zip(family, zip(values, significance.holm(values), strict=True), strict=True))
+    if len(settings["tasks"]) == 1:
+        found |= {(arm, against, settings["tasks"][0]): both for (arm, against, _), both in found.items()}
+    return found
+
+
+def _p_value(
+    arm: str, against: str, task: str, table: Mapping[Key, Scores], settings: Mapping[str, Any]
+) -> float | None:
+    found = difference(*(table.get((name, ALL_SEEDS, task), MISSING) for name in (arm, against)))
+    if found is None:
+        return None
+    rng = statistics.generator(settings["seed"], f"{arm} against {against} on {task}")
+    return significance.sign_flip_p(found.problems, settings["flips"], rng)
+
+
+def _deviation(values: Sequence[float | None]) -> float | None:
+    """The deviation between seeds; None where one of them is missing."""
     present = [value for value in values if value is not None]
-    deviation = statistics.spread(present) if len(present) == len(values) else None
-    counts = (scores.n_problems, scores.n_samples)
-    return Row(arm, against, ALL_SEEDS, task, "seed_sd", deviation, None, None, *counts, None)
+    return statistics.spread(present) if len(present) == len(values) else None
 
 
 def _point(estimate: Estimate | None) -> float | None:
@@ -343,19 +264,27 @@ def paper_relative_change(settings: Mapping[str, Any], arm: str) -> float | None
 
 
 def summarise(rows: Sequence[Row], cells: Mapping[Key, Cell], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What the report's answer needs: for each pair of arms, the difference of the mean over tasks and the verdict."""
+    """The question, and for each pair of arms the difference of the mean over tasks with its verdict."""
+    primary, others = question.families(settings, MEAN)
     return {
         "base": settings["base"],
         "arms": settings["arms"],
         "tasks": {task: _task_size(task, cells) for task in settings["tasks"]},
         "confidence": settings["confidence"],
         "resamples": settings["resamples"],
-        "comparisons": [_answer(rows, arm, against) for arm, against in pairs(settings)],
+        "question": question.describe(settings),
+        "tests": {
+            "flips": settings["flips"],
+            "family": question.family_text(settings),
+            "primary": len(primary),
+            "others": len(others),
+        },
+        "comparisons": [_answer(rows, arm, against) for arm, against in question.pairs(settings)],
     }
 
 
 def _task_size(task: str, cells: Mapping[Key, Cell]) -> dict[str, Any]:
-    sizes = [(len(cell.problems), cell.n_samples / len(cell.problems)) for key, cell in cells.items() if key[2] == task]
+    sizes = [(len(cell.problems), len(cell.repeats)) for key, cell in cells.items() if key[2] == task]
     problems, samples = sizes[0] if sizes else (None, None)
     return {"problems": problems, "samples_a_problem": samples}
 
@@ -374,25 +303,19 @@ def _answer(rows: Sequence[Row], arm: str, against: str) -> dict[str, Any]:
     return {
         "arm": arm,
         "against": against,
-        "verdict": verdict(points.value, points.low, points.high),
+        "verdict": question.verdict(points.value, points.low, points.high),
         "accuracy": accuracy[arm],
         "accuracy_against": accuracy[against],
         "difference_points": {"value": points.value, "low": points.low, "high": points.high},
+        "fixed": {"low": points.fixed_low, "high": points.fixed_high},
+        "p": points.p,
+        "p_holm": points.p_holm,
         "relative_change": {"value": change.value, "low": change.low, "high": change.high, "paper": change.paper},
         "difference_by_seed": by_seed,
         "seed_sd": found["seed_sd", ALL_SEEDS].value,
+        "smallest_difference": found["smallest_difference", ALL_SEEDS].value,
+        "smallest_difference_fixed": found["smallest_difference_fixed", ALL_SEEDS].value,
     }
-
-
-def verdict(value: float | None, low: float | None, high: float | None) -> str:
-    """`higher` or `lower` if the interval of a difference leaves out 0, else `undecided`; `missing` without a value."""
-    if value is None:
-        return "missing"
-    if low is not None and low > 0:
-        return "higher"
-    if high is not None and high < 0:
-        return "lower"
-    return "undecided"
 
 
 def to_csv(rows: Sequence[Row]) -> str:
@@ -432,6 +355,10 @@ def _parse(record: Mapping[str, str]) -> Row:
         value=number("value"),
         low=number("low"),
         high=number("high"),
+        fixed_low=number("fixed_low"),
+        fixed_high=number("fixed_high"),
+        p=number("p"),
+        p_holm=number("p_holm"),
         n_problems=int(record["n_problems"]),
         n_samples=int(record["n_samples"]),
         paper=number("paper"),

@@ -22,7 +22,7 @@ from rsd.provenance import settings_digest
 Config = dict[str, Any]
 
 ROOT = Path(__file__).parents[2]
-# Settings of a stage that decide how fast its result comes, and not what it is.
+# Settings of a stage that decide how fast its result comes, or whether it may come, and not what it is.
 NOT_DECIDING = (
     "lanes",
     "device",
@@ -32,6 +32,7 @@ NOT_DECIDING = (
     "key_variable",
     "timeout_s",
     "concurrency",
+    "expected",
 )
 # Settings under `report` that change the page and no number.
 ON_THE_PAGE = ("problems", "tokens", "megabytes")
@@ -232,9 +233,21 @@ def _reference_problems(config: Config) -> list[str]:
             check(f"reference.accuracy.{arm}.{task}", task, "tasks")
     for arm in config["reference"]["mean_relative_change"]:
         check(f"reference.mean_relative_change.{arm}", arm, "arms")
+    problems += _question_problems(config)
     if config["experiment"] in ("models", "datasets"):
         problems.append(f"experiment = {config['experiment']!r}: this folder of results/ is taken; choose another name")
     return problems
+
+
+def _question_problems(config: Config) -> list[str]:
+    arms = config["run"]["arms"]
+    return [
+        f"question.comparisons[{index}] = {comparison!r}: {arm!r} is not in run.arms, so this run cannot answer it; "
+        f"{_suggest(arm, arms)}, or write comparisons: null for those that the arms suggest"
+        for index, comparison in enumerate(config["question"]["comparisons"] or ())
+        for arm in comparison
+        if arm not in arms
+    ]
 
 
 def _expression_problems(key: str, pattern: str | None) -> list[str]:
@@ -505,7 +518,9 @@ def problems_settings(config: Config) -> Config:
 def benchmark_settings(config: Config, task: str) -> Config:
     """Of prepare_benchmark."""
     entry = config["tasks"][task]
-    return {"dataset": dataset_settings(config, entry["dataset"]), "limit": entry["limit"]}
+    expected = entry["problems"] if entry["limit"] is None else None
+    dataset = dataset_settings(config, entry["dataset"])
+    return {"task": task, "dataset": dataset, "limit": entry["limit"], "expected": expected}
 
 
 def model_settings(config: Config, name: str) -> Config:
@@ -604,17 +619,20 @@ def judge_settings(config: Config, task: str) -> Config:
 
 
 def compare_settings(config: Config) -> Config:
-    """Of compare: what was run, and the published values."""
+    """Of compare: what was run and asked, and the published values."""
+    arms = {}
+    for arm in config["run"]["arms"]:
+        traces = config["arms"][arm]["traces"]
+        arms[arm] = {
+            "label": config["arms"][arm]["label"] or arm,
+            "traces": traces,
+            "method": config["traces"][traces]["method"] if traces else None,
+            "seeds": arm_seeds(config, arm),
+        }
     return {
-        "arms": {
-            arm: {
-                "label": config["arms"][arm]["label"] or arm,
-                "traces": config["arms"][arm]["traces"],
-                "seeds": arm_seeds(config, arm),
-            }
-            for arm in config["run"]["arms"]
-        },
+        "arms": arms,
         "base": config["run"]["base"],
+        "question": config["question"],
         "tasks": config["run"]["tasks"],
         "skipped_tasks": config["run"]["skipped_tasks"],
         "reference": config["reference"],

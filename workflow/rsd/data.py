@@ -47,6 +47,12 @@ def run_prepare_problems(*, dataset: Path, settings: Mapping[str, Any], output: 
 def run_prepare_benchmark(*, dataset: Path, settings: Mapping[str, Any], output: Path) -> None:
     """Writes a task's problems (JSONL: id, question, answer, solution); `settings` is `config.benchmark_settings`."""
     problems, _ = prepare(dataset, settings["dataset"], settings["limit"])
+    if settings["expected"] not in (None, len(problems)):
+        raise ValueError(
+            f"tasks.{settings['task']}.problems = {settings['expected']}: found {len(problems)} in "
+            f"datasets.{settings['dataset']['name']}; correct the number if the benchmark is meant to have as many, "
+            "else the dataset's source or files"
+        )
     write_jsonl(output, [{name: problem[name] for name in BENCHMARK_FIELDS} for problem in problems])
 
 

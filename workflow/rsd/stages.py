@@ -32,6 +32,7 @@ PLUMBING = (
     "memory",
     "package",
     "planning",
+    "power",
     "progress",
     "projection",
     "provenance",
@@ -60,6 +61,7 @@ DECODER = (
     "vocabulary",
 )
 _DATA = ("data", "grading", "models", "prompts")
+_COMPARE = ("compare", "grading", "metrics", "question", "scores", "significance", "statistics")
 
 STAGE_MODULES: dict[str, tuple[str, ...]] = {
     "prefetch_model": (),
@@ -77,7 +79,7 @@ STAGE_MODULES: dict[str, tuple[str, ...]] = {
     "evaluate": ("evaluate", "lm", "backends", "samples", "grading", *DECODER),
     "judge_samples": ("judge",),
     "collect_scores": ("collect", "samples", "grading", "prompts"),
-    "compare": ("compare", "statistics"),
+    "compare": _COMPARE,
     "report": (
         "report",
         "report_costs",
@@ -90,12 +92,11 @@ STAGE_MODULES: dict[str, tuple[str, ...]] = {
         "report_tables",
         "report_tokens",
         "report_traces",
-        "compare",
+        *_COMPARE,
         "distributions",
         "figures",
         "formatting",
         "notes",
-        "statistics",
     ),
     "write_config": (),
 }

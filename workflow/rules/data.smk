@@ -52,7 +52,8 @@ rule prepare_benchmark:
     resources:
         **needs("prepare_benchmark"),
     params:
-        settings=lambda wildcards: as_json(settings_of.benchmark_settings(config, wildcards.task)),
+        settings=lambda wildcards, output: as_json(settings_of.benchmark_settings(config, wildcards.task)),
+        decides=lambda wildcards: deciding(settings_of.benchmark_settings(config, wildcards.task)),
         code=stage_code("prepare_benchmark"),
         dataset=subpath(input.dataset, parent=True),
     shell:
