@@ -279,6 +279,20 @@ def _bench(a: Arguments) -> None:
     )
 
 
+def _power(a: Arguments) -> None:
+    from rsd.power import run_power
+
+    text = run_power(
+        config.load(a.configs),
+        accuracy=dict(a.accuracy),
+        between={None: 0.5, **dict(a.between)},
+        correlation=a.correlation,
+        power=a.power,
+        output=a.json,
+    )
+    print(text)
+
+
 def _as_yaml(value: Any) -> str:
     return yaml.safe_dump(value, allow_unicode=True, sort_keys=False, width=120)
 
@@ -304,6 +318,15 @@ def _named_path(text: str) -> tuple[str, Path]:
     if not (name and separator and path):
         raise argparse.ArgumentTypeError(f"expected NAME=PATH, found {text!r}")
     return name, Path(path)
+
+
+def _number_by_task(text: str) -> tuple[str | None, float]:
+    """(task, number) of TASK=NUMBER, (None, number) of NUMBER."""
+    task, _, value = text.rpartition("=")
+    try:
+        return task or None, float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected NUMBER or TASK=NUMBER, found {text!r}") from None
 
 
 _KINDS: dict[str, dict[str, Any]] = {
@@ -514,6 +537,7 @@ def build_parser() -> argparse.ArgumentParser:
     people.add_argument("folder", type=Path, metavar="results/EXPERIMENT")
     people.set_defaults(run=_show, for_people=True)
     _add_bench(commands)
+    _add_power(commands)
     return parser
 
 
@@ -538,6 +562,25 @@ def _add_bench(commands: Any) -> None:
     bench.add_argument("--threads", type=int, help="CPU threads (default: all)")
     bench.add_argument("--json", type=Path, help="also write the numbers to this file")
     bench.set_defaults(run=_bench, for_people=True)
+
+
+def _add_power(commands: Any) -> None:
+    text = "say how small a difference the experiment of a configuration can see, before it is run"
+    power = commands.add_parser("power", help=text, description=text)
+    power.add_argument("configs", type=Path, nargs="+", metavar="CONFIG")
+    by_task: dict[str, Any] = {"type": _number_by_task, "action": "append", "default": [], "metavar": "[TASK=]NUMBER"}
+    power.add_argument(
+        "--accuracy", **by_task, help="assumed accuracy, per cent (reference.accuracy of the base, else 50)"
+    )
+    power.add_argument(
+        "--between", **by_task, help="share of a sample's variance that lies between problems, 0 to 1 (0.5)"
+    )
+    power.add_argument(
+        "--correlation", type=float, default=0.8, help="of the chances of two models on the same problem (0.8)"
+    )
+    power.add_argument("--power", type=float, default=0.8, help="probability of seeing the difference (0.8)")
+    power.add_argument("--json", type=Path, help="also write the numbers to this file")
+    power.set_defaults(run=_power, for_people=True)
 
 
 if __name__ == "__main__":
