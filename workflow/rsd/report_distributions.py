@@ -111,11 +111,10 @@ def token_panels(records: Mapping[str, Record], colours: Mapping[str, str]) -> l
     by_position = curves(lambda record: [(x, 100 * y) for x, y in positions(record, "improbable_share")])
     surprisals = curves(lambda record: _positive(survival(record.get("surprisal"))))
     ranks = curves(lambda record: _positive(survival(record.get("rank"))))
-    logs = {"log_x": True, "log_y": True}
     return [
         Axes("Along the trace", "position, tokens", "under the threshold, %", by_position, log_x=True),
-        Axes("Surprisal", "surprisal, nats", "share of tokens above", surprisals, mark=mark, **logs),
-        Axes("Rank", "rank", "share of tokens at or above", ranks, **logs),
+        Axes("Surprisal", "surprisal, nats", "share of tokens above", surprisals, mark=mark, log_x=True, log_y=True),
+        Axes("Rank", "rank", "share of tokens at or above", ranks, log_x=True, log_y=True),
     ]
 
 
