@@ -445,7 +445,7 @@ def test_token_analyses_read_every_trained_set_before_and_after_training_each_on
         ("rsd", "again-seed5"),
         ("rsd", "direct-seed6"),
     ]
-    alone = c.validate(paper(run={"arms": ["base"]}))
+    alone = c.validate(paper(run={"arms": ["base"]}, question=ANY))
     assert c.token_analyses(alone) == []
 
 
@@ -465,6 +465,7 @@ def test_what_only_a_token_analysis_needs_is_among_the_models_of_a_run() -> None
             models={name: {"source": f"hf://some/{name}", "prompt": "boxed"} for name in ("second", "third", "fourth")},
             traces={"own": {"method": "rsd", "student": "second", "teacher": "teacher"}},
             run={"arms": ["base"]},
+            question=ANY,
             analysis={"also": also},
         )
     )

@@ -477,7 +477,9 @@ def test_a_broken_record_is_refused_by_name(gaps: Folder) -> None:
 
 
 def test_an_untrained_student_alone_has_a_report(tmp_path: Path) -> None:
-    folder = Folder(tmp_path, paper_config(run={"arms": ["base"], "tasks": ["math500"]}))
+    folder = Folder(
+        tmp_path, paper_config(run={"arms": ["base"], "tasks": ["math500"]}, question={"comparisons": None})
+    )
     folder.trainings = {}
     write_samples(tmp_path / "scores" / "base-seed0" / "math500.parquet", np.array([[True, False]] * 3))
     folder.compare()
