@@ -25,6 +25,7 @@ FILES = {
     "generate-traces": ["output"],
     "convert-traces": ["output"],
     "select-traces": ["verdicts", "rows", "summary"],
+    "derive-traces": ["rows", "summary"],
     "train": ["output/manifest.json", "output/training.json"],
     "evaluate": ["samples"],
     "analyse-tokens": ["tokens", "summary"],

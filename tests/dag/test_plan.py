@@ -62,9 +62,12 @@ def test_a_target_runs_its_stage_and_what_that_needs(pipeline: Pipeline, target:
 
 
 def test_every_planned_command_is_one_that_the_package_understands(pipeline: Pipeline) -> None:
-    sample = {"traces": {"own": {"method": "sample"}}, "arms": {"own": {"model": "student", "traces": "own"}}}
+    more = {
+        "traces": {"own": {"method": "sample"}, "filtered": {"method": "filter", "of": "own"}},
+        "arms": {name: {"model": "student", "traces": name} for name in ("own", "filtered")},
+    }
     judge = {"evaluation": {"judge": {"url": "http://localhost:8000/v1", "model": "judge"}}}
-    everything = overlay(SMALL, sample, judge, {"run": {"arms": ["base", "rsd", "direct", "own"]}})
+    everything = overlay(SMALL, more, judge, {"run": {"arms": ["base", "rsd", "direct", "own", "filtered"]}})
     seen = set()
     for experiments, config in (((), everything), (POCKET_TINY, None)):
         pipeline.experiments = experiments

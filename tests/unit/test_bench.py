@@ -123,7 +123,10 @@ def paper():
 def test_the_projection_of_the_paper_adds_up(paper, tmp_path):
     problems = count_problems(paper, tmp_path)
     assert problems == 1000
-    items = {item.what: item for item in project(paper, Speeds(rsd=1000.0, student=2000.0, reading=8000.0), problems)}
+    items = {
+        item.what: item
+        for item in project(paper, Speeds(rsd=1000.0, student=2000.0, teacher=500.0, reading=8000.0), problems)
+    }
     assert items["traces rsd"].tokens == 1000 * 16 * 7168
     assert items["traces rsd"].seconds == 1000 * 16 * 7168 / 1000.0
     assert "traces direct" not in items
@@ -138,6 +141,31 @@ def test_the_projection_of_the_paper_adds_up(paper, tmp_path):
     disk = disk_bytes(paper, {"student": 600, "teacher": 7000}, problems)
     assert disk["models downloaded"] == 2 * 7600
     assert disk["trained models"] == 6 * 2 * 600
+
+
+def test_the_projection_of_controls_counts_each_generation_once_and_every_training():
+    controls = config.load([ROOT / "config.yaml", ROOT / "workflow/experiments/controls.yaml"])
+    items = {item.what: item for item in project(controls, Speeds(1000.0, 2000.0, 500.0, 8000.0), 1000)}
+    attempts = 1000 * 16 * 7168
+    assert {name: items[f"traces {name}"].seconds for name in ("rsd", "own", "teacher-own")} == {
+        "rsd": attempts / 1000.0,
+        "own": attempts / 2000.0,
+        "teacher-own": attempts / 500.0,
+    }
+    # A filter reads every row once; prefixes take the attempts that are there.
+    assert items["traces direct-by-share"].seconds == 1000 * 8192 / 8000.0
+    assert not {"traces rsd-prefix", "traces direct-prefix", "traces direct"} & set(items)
+    assert items["training rsd-tokens"].tokens == items["training direct"].tokens
+    assert "as many as direct" in items["training rsd-tokens"].how
+    assert disk_bytes(controls, {"student": 600, "teacher": 7000}, 1000)["traces"] == 3 * attempts * 17
+
+
+def test_a_model_that_is_trained_for_others_is_projected_with_its_own_seeds():
+    iterative = config.load([ROOT / "config.yaml", ROOT / "workflow/experiments/iterative.yaml"])
+    alone = config.validate(config.merge(iterative, {"run": {"arms": ["base", "rsd-2"]}}))
+    items = {item.what: item for item in project(alone, Speeds(1.0, 1.0, 1.0, 1.0), 1000)}
+    assert items["training rsd"].tokens * 3 == items["training rsd-2"].tokens
+    assert {"traces rsd", "traces rsd-2"} < set(items)
 
 
 def test_problems_that_are_prepared_are_counted(paper, tmp_path):
@@ -187,6 +215,22 @@ def test_models_that_are_not_there_are_named_with_both_remedies(tmp_path, capsys
     error = capsys.readouterr().err
     assert "is not there; download the models first (snakemake --cores 1 downloads)" in error
     assert "--random-weights" in error
+
+
+def test_a_pair_with_a_student_that_is_trained_here_is_timed_by_what_it_is_made_of(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench_command, "RESULTS", tmp_path)
+    flags = ["--random-weights", "--lanes", "2", "--new", "24", "--length", "40", "--runs", "1", "--threads", "1"]
+    again = [str(ROOT / "workflow/experiments" / name) for name in ("iterative.yaml", "pocket-iterative.yaml")]
+    assert main(["bench", *POCKET, *again, "--traces", "rsd-2", *flags]) == 0
+    assert "trace set rsd-2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["select", "filter"])
+def test_a_trace_set_that_is_made_of_another_is_refused(tmp_path, capsys, method):
+    overlay = tmp_path / "made.yaml"
+    overlay.write_text(f"traces: {{made: {{method: {method}, of: direct}}}}\n")
+    assert main(["bench", *POCKET, str(overlay), "--traces", "made", "--random-weights"]) == 1
+    assert f"--traces made: its method is {method}, expected a trace set of method rsd" in capsys.readouterr().err
 
 
 def test_a_trace_set_that_is_none_of_rsd_is_refused(capsys):

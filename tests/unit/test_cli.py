@@ -69,6 +69,15 @@ def test_settings_of_every_stage_can_be_printed(stage, name, capsys):
     assert isinstance(json.loads(capsys.readouterr().out), dict)
 
 
+def test_settings_of_a_trace_set_that_is_made_of_another_can_be_printed(capsys):
+    controls = str(config.ROOT / "workflow" / "experiments" / "controls.yaml")
+    assert cli.main(["settings", "derive-traces", str(CONFIG), controls, "--name", "direct-by-share"]) == 0
+    assert json.loads(capsys.readouterr().out)["of"] == "direct"
+    for stage, name in (("derive-traces", "rsd"), ("generate-traces", "direct-by-share")):
+        assert cli.main(["settings", stage, str(CONFIG), controls, "--name", name]) == 1
+        assert f"names nothing that {stage} works on" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["nonsense", None])
 def test_settings_of_something_unknown_say_what_a_name_may_be(name, capsys):
     assert cli.main(["settings", "train", str(CONFIG), *(["--name", name] if name else [])]) == 1

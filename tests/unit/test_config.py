@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rsd import config as c
+from rsd import lineage
 from rsd.cli import build_parser, main
 from rsd.compare import MEAN, paper_accuracy, paper_relative_change
 
@@ -65,7 +66,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a method that does not exist": (
         {"traces": {"rsd": {"method": "rds"}}},
-        r"traces\.rsd\.method = 'rds': did you mean 'rsd'\? expected one of: dataset, rsd, sample",
+        r"traces\.rsd\.method = 'rds': did you mean 'rsd'\? expected one of: dataset, filter, recode, rsd, sample",
     ),
     "an arm with an unknown trace set": (
         {"arms": {"rsd": {"traces": "rds"}}},
@@ -564,9 +565,15 @@ def decisions(config: c.Config) -> Any:
                 (c.dataset_key(config, name), c.prefetch_settings(config, "datasets", name))
                 for name in config["datasets"]
             ],
-            [c.pocket_settings(config, "pocket://student"), c.problems_settings(config), c.compare_settings(config)],
+            [c.pocket_settings(config, f"pocket://{make}") for make in ("student", "student-b", "teacher", "train")],
+            [c.problems_settings(config), c.compare_settings(config)],
             [c.benchmark_settings(config, task) for task in run["tasks"]],
-            [(c.traces_settings(config, name), c.select_settings(config, name)) for name in sets],
+            [
+                c.derive_settings(config, name)
+                if config["traces"][name]["method"] in lineage.DERIVED
+                else (c.traces_settings(config, name), c.select_settings(config, name))
+                for name in sets
+            ],
             [c.shard_names(config, name) for name in sets],
             [(c.training_settings(config, arm), c.arm_seeds(config, arm)) for arm in run["arms"]],
             [c.evaluation_settings(config, arm, task) for arm in run["arms"] for task in run["tasks"]],
@@ -582,9 +589,16 @@ def decisions(config: c.Config) -> Any:
 def test_every_key_decides_something() -> None:
     # All branches at once: every method, a prompt from the profile, and without it.
     extra: dict[str, Any] = {
-        "traces": {"own": {"method": "sample"}},
-        "arms": {"own": {"model": "student", "traces": "own"}},
-        "run": {"arms": ["base", "direct", "rsd", "own", "direct-full"]},
+        "traces": {
+            "own": {"method": "sample"},
+            "filtered": {"method": "filter", "of": "direct"},
+            "recoded": {"method": "recode", "of": "filtered"},
+        },
+        "arms": {
+            "own": {"model": "student", "traces": "own"},
+            "recoded": {"model": "student", "traces": "recoded", "training": {"tokens_of": "rsd"}},
+        },
+        "run": {"arms": ["base", "direct", "rsd", "own", "direct-full", "recoded"]},
         "reference": {"mean_relative_change": {"rsd": 4.9}},
     }
     used: set[str] = set()

@@ -40,13 +40,13 @@ def recipe(make: str, **changes: object) -> dict:
         "width": 16,
         "heads": 1,
         "initial_std": 0.06,
-        "largest_sum": 140 if make == "student" else 297,
+        "largest_sum": 297 if make == "teacher" else 140,
         "steps": 20,
         "batch_size": 8,
         "learning_rate": 3e-3,
     }
     small = {"make": make, "seed": 0, "train_problems": 40, "test_problems": 60, "wordy_share": 0.65}
-    return {**small, "student": {**model, **changes}, "teacher": {**model, **changes}}
+    return {**small, **{name: {**model, **changes} for name in pocket.MODELS}}
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -135,7 +135,7 @@ def test_a_dataset_folder_is_complete(make: str, tmp_path: Path) -> None:
 
 
 def test_an_unknown_thing_to_make_is_named() -> None:
-    with pytest.raises(ValueError, match=r"pocket://tutor.*expected pocket://student"):
+    with pytest.raises(ValueError, match=r"pocket://tutor: expected one of pocket://student, .*correct it"):
         pocket.run_make_pocket(settings=recipe("tutor"), threads=1, output=Path("out"), work=Path("work"))
 
 
@@ -144,9 +144,9 @@ def test_an_unknown_thing_to_make_is_named() -> None:
 
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """Both, saved and read again beside a model's configuration, as later stages do."""
+    """All, saved and read again beside a model's configuration, as later stages do."""
     found = {}
-    for make in ("student", "teacher"):
+    for make in pocket.MODELS:
         folder = tmp_path_factory.mktemp(make)
         tokenizer = pocket.make_tokenizer(make)
         tokenizer.save_pretrained(folder)
@@ -165,8 +165,9 @@ def test_a_text_survives_encoding_and_decoding(tokenizers: dict, text: str) -> N
         assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
 
 
-def test_the_student_alone_has_the_think_markers_as_tokens(tokenizers: dict) -> None:
+def test_the_students_alone_have_the_think_markers_as_tokens(tokenizers: dict) -> None:
     student, teacher = tokenizers["student"].get_vocab(), tokenizers["teacher"].get_vocab()
+    assert tokenizers["student-b"].get_vocab() == student
     assert student.keys() - teacher.keys() == {"<think>", "</think>"}
     assert {token: student[token] for token in teacher} == teacher
     assert [len(tokenizers[make].encode("</think>")) for make in ("student", "teacher")] == [1, 8]
@@ -223,9 +224,9 @@ def test_the_learning_rate_overlay_trains_every_arm_at_its_own_rate() -> None:
     }
 
 
-def test_both_models_have_under_a_million_parameters() -> None:
+def test_all_models_have_under_a_million_parameters() -> None:
     pocketed = config.load(CONFIGS)
-    for make in ("student", "teacher"):
+    for make in pocket.MODELS:
         made = config.pocket_settings(pocketed, f"pocket://{make}")
         model = pocket.new_model(make, made[make], pocket.make_tokenizer(make), 0)
         assert model.num_parameters() < 1_000_000
@@ -242,19 +243,27 @@ def test_padding_and_prompt_carry_no_loss() -> None:
         assert set(labels[:start].tolist() + labels[end:].tolist()) <= {-100}
 
 
-def test_the_student_learns_its_own_style_from_small_sums_and_the_teacher_both_styles() -> None:
+def test_the_students_learn_their_own_style_from_small_sums_and_the_teacher_both_styles() -> None:
     texts = {}
-    for make in ("student", "teacher"):
+    for make in pocket.MODELS:
         tokenizer = pocket.make_tokenizer(make)
         parts = [part for step in pocket.training_batches(recipe(make), tokenizer, 0) for part in step]
         texts[make] = [tokenizer.decode(row, skip_special_tokens=True) for part in parts for row in part.ids]
-    sums = [int(text.rpartition("</think>")[2]) for text in texts["student"]]
-    assert max(sums) <= 140
-    assert {text.count("=") for text in texts["student"]} == {2}
+    for make in ("student", "student-b"):
+        assert max(int(text.rpartition("</think>")[2]) for text in texts[make]) <= 140
+        assert {text.count("=") for text in texts[make]} == {2}
     assert {text.count("=") for text in texts["teacher"]} == {2, 6}
+    shared = set(texts["student"]) & set(texts["student-b"])
+    assert len(shared) < len(texts["student"]) / 2, "the second student sees batches of its own"
 
 
-@pytest.mark.parametrize("make", ["student", "teacher"])
+def test_the_second_student_differs_from_the_first_in_its_width_alone() -> None:
+    made = config.load(CONFIGS)["pocket"]
+    first, second = made["student"], made["student-b"]
+    assert {key for key in first if first[key] != second[key]} == {"width", "heads"}
+
+
+@pytest.mark.parametrize("make", pocket.MODELS)
 def test_a_model_folder_is_complete_and_the_same_again(make: str, tmp_path: Path) -> None:
     for name in ("first", "second"):
         pocket.run_make_pocket(settings=recipe(make), threads=1, output=tmp_path / name, work=tmp_path / "work")

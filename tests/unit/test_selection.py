@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rsd.records import ATTEMPTS, ROWS, VERDICTS, read_table, write_jsonl, write_table
-from rsd.selection import NOT_PICKED, RULES, judge, quantiles, read_attempts, run_select_traces
+from rsd.selection import NOT_PICKED, RULES, judge, read_attempts, run_select_traces
 from tiny import tiny_model_folder, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -26,6 +26,7 @@ SETTINGS: dict[str, Any] = {
     "require_think_close": True,
     "max_fallback_rate": 0.5,
     "pick": "shortest",
+    "solved": "trace",
     "unsolved": "prefix",
     "prefix_tokens": 8,
     "prefix_attempt": "first",
@@ -258,6 +259,74 @@ def test_prefixes_alone_are_taken_by_setting_but_no_row_at_all_never(tmp_path):
         Run(tmp_path / "b", [rows], allow_prefixes_only=True, unsolved="drop")
 
 
+# --- prefixes for all -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unsolved", ["prefix", "drop"])
+def test_a_solved_problem_may_give_the_first_tokens_of_its_kept_attempt_alone(tmp_path, unsolved):
+    rows = [attempt("long, long " + RIGHT, 0), attempt("short " + RIGHT, 1), attempt(WRONG, 2)]
+    rows += [attempt(WRONG, n, key="p1") for n in range(3)]
+    run = Run(tmp_path, [rows], count=2, solved="prefix", unsolved=unsolved)
+    expected = [("p0", 1, "short hm"), ("p1", 0, WRONG[:8])][: 1 if unsolved == "drop" else 2]
+    found = [(row["problem_id"], row["attempt"], TOKENIZER.decode(row["completion_tokens"])) for row in run.rows]
+    assert found == expected
+    assert {row["kind"] for row in run.rows} == {"prefix"}
+    # Which attempts are kept does not depend on it.
+    assert run.reasons()[:3] == ["not_shortest", "kept", "wrong_answer"]
+    assert run.summary["rows"] == {"trace": 0, "prefix": len(expected)}
+    prefix = len(expected) - 1
+    counts = {"all": 2, "solved": 1, "prefix": prefix, "dropped": 1 - prefix, "without_attempt": {}}
+    assert run.summary["problems"] == counts
+    assert run.summary["solved_share"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "prefix"), [("abc" + END, "abc"), ("abcdefgh" + END, "abcdefgh"), ("abcdef", "abcdef")]
+)
+def test_a_prefix_of_a_kept_attempt_never_holds_the_end_of_the_turn(tmp_path, text, prefix):
+    rules = {"require_correct": False, "require_finished": False, "require_think_close": False}
+    run = Run(tmp_path, [[attempt(text)]], solved="prefix", **rules)
+    assert run.reasons() == ["kept"]
+    assert TOKENIZER.decode(run.rows[0]["completion_tokens"]) == prefix
+    assert run.summary["prefixes_of_whole_attempts"] == 1
+
+
+def test_a_kept_attempt_that_ends_at_once_gives_no_prefix(tmp_path):
+    rules = {"require_correct": False, "require_think_close": False}
+    run = Run(tmp_path, [[attempt(END), attempt("ab" + END, key="p1")]], count=2, solved="prefix", **rules)
+    assert [row["problem_id"] for row in run.rows] == ["p1"]
+    assert run.summary["problems"] == {"all": 2, "solved": 1, "prefix": 0, "dropped": 1, "without_attempt": {}}
+
+
+def test_prefixes_that_are_meant_are_no_error_but_nothing_kept_still_is(tmp_path):
+    assert Run(tmp_path / "a", [[attempt(RIGHT)]], solved="prefix").rows[0]["kind"] == "prefix"
+    with pytest.raises(ValueError, match=r"no trace to train on: none of 1 attempts"):
+        Run(tmp_path / "b", [[attempt(WRONG)]], solved="prefix")
+    assert Run(tmp_path / "c", [[attempt(WRONG)]], solved="prefix", allow_prefixes_only=True).rows
+
+
+@given(
+    st.lists(st.sampled_from([RIGHT, "hm " + RIGHT, WRONG, "hm", END, "</think>" + END]), min_size=1, max_size=4),
+    st.integers(1, 12),
+    st.sampled_from(["prefix", "drop"]),
+)
+@settings(max_examples=25, deadline=None)
+def test_prefixes_for_all_are_the_beginnings_of_the_rows_that_whole_traces_give(
+    tmp_path_factory, texts, tokens, unsolved
+):
+    rows = [attempt(text, n) for n, text in enumerate([RIGHT, *texts])]
+    folder = tmp_path_factory.mktemp("prefixes")
+    both = [
+        Run(folder / how, [rows], solved=how, prefix_tokens=tokens, unsolved=unsolved) for how in ("trace", "prefix")
+    ]
+    (whole,), (prefix,) = both[0].rows, both[1].rows
+    assert prefix["attempt"] == whole["attempt"]
+    assert prefix["prompt_tokens"] == whole["prompt_tokens"]
+    without_end = whole["completion_tokens"][:-1]
+    assert prefix["completion_tokens"] == without_end[:tokens]
+    assert both[0].reasons() == both[1].reasons()
+
+
 # --- laws -----------------------------------------------------------------------------------------------------------
 
 KINDS = {
@@ -319,6 +388,7 @@ def test_the_summary_counts_shares_lengths_and_every_broken_rule(tmp_path):
         "wrong_answer": 1,
         "fallback_rate": 0,
     }
+    assert summary["rows"] == {"trace": 2, "prefix": 0}
     assert (summary["solved_share"], summary["correct_share"]) == (1.0, 0.5)
     assert (summary["block_size"], summary["over_block_share"], summary["kept_unfinished_share"]) == (60, 0.5, 0.0)
     lengths = [len(row["tokens"]) for row in rows]
@@ -329,11 +399,6 @@ def test_the_summary_counts_shares_lengths_and_every_broken_rule(tmp_path):
     assert summary["fallback_rate"]["attempts"] == pytest.approx(by_fallback / sum(lengths))
     assert summary["fallback_rate"]["kept"] == pytest.approx(by_fallback / (lengths[0] + lengths[2]))
     assert summary["provenance"]["settings"]["seed"] == 0
-
-
-def test_quantiles_of_nothing_are_none():
-    assert quantiles([]) is None
-    assert quantiles([3])["p50"] == 3
 
 
 # --- broken shards --------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ import pytest
 from rsd import progress, traces
 from rsd.journal import Journal
 from rsd.models import load_model, load_tokenizer, token_id
+from rsd.pocket import make_tokenizer
 from rsd.records import ATTEMPTS, read_provenance, read_table, write_jsonl
 from rsd.traces import run_generate_traces
 from tiny import tiny_model_folder
@@ -162,7 +163,7 @@ def stop(number, rounds, *arguments, emitted=None, **options):
 
 
 PLAIN = {key: value for key, value in SETTINGS.items() if key not in ("law", "teacher", "schedule", "block_length")}
-PLAIN |= {"method": "sample", "sampling": SAMPLING}
+PLAIN |= {"method": "sample", "sampling": SAMPLING, "sampled": None}
 # Other lanes and schedules after every stop, so that what was begun together goes on apart.
 STOPS = [
     (1, {"lanes": 4}),
@@ -429,6 +430,60 @@ def test_sigterm_before_the_first_round_ends_at_once(folders, problems, tmp_path
     assert run.process.wait(timeout=30) == 143
     assert run.emitted() == (0, 0)
     assert "run the same command again" in (tmp_path / "early" / "log").read_text()
+
+
+# --- another model, sampled for the student --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def writer(tmp_path_factory):
+    """A model with a vocabulary of its own: bytes, and no token for `</think>`."""
+    return tiny_model_folder(tmp_path_factory.mktemp("writer"), tokenizer=make_tokenizer("teacher"), seed=5)
+
+
+SAMPLED = PLAIN | {"sampled": SIDE | {"prompt": "{question} {solution}:"}, "max_new_tokens": 40}
+
+
+def test_what_another_model_writes_is_what_it_writes_alone_in_the_students_tokens(folders, problems, tmp_path, writer):
+    rows = generate(folders, problems, tmp_path, settings=SAMPLED, teacher=None, sampled=writer)
+    alone = SAMPLED | {"student": SAMPLED["sampled"], "sampled": None}
+    expected = generate(folders, problems, tmp_path, "alone", settings=alone, teacher=None, student=writer)
+    student = load_tokenizer(folders["student"])
+    assert [(row["problem_id"], row["attempt"]) for row in rows] == [
+        (p, n) for p in ("p0", "p2", "p4") for n in range(3)
+    ]
+    for row, written in zip(rows, expected, strict=True):
+        end = "<|im_end|>" if written["finish"] == "end_of_turn" else ""
+        said = written["text"].removesuffix(end) if end else written["text"].rstrip("\ufffd")
+        assert row["tokens"] == student.encode(said, add_special_tokens=False) + [
+            token_id(student, "<|im_end|>")
+        ] * bool(end)
+        assert row["text"] == student.decode(row["tokens"])
+        assert row["finish"] == written["finish"]
+        assert row["fallback"] == [False] * len(row["tokens"])
+        assert row["p_student"] == row["p_teacher"] == []
+    assert len({row["finish"] for row in rows}) == 2, "both endings, or one is not tested"
+
+
+def test_what_the_students_tokens_change_is_counted_and_told(folders, problems, tmp_path, writer, caplog):
+    rows = generate(folders, problems, tmp_path, settings=SAMPLED, teacher=None, sampled=writer)
+    alone = SAMPLED | {"student": SAMPLED["sampled"], "sampled": None}
+    expected = generate(folders, problems, tmp_path, "alone", settings=alone, teacher=None, student=writer)
+    altered = sum(row["text"] != written["text"].rstrip("\ufffd") for row, written in zip(rows, expected, strict=True))
+    assert altered > 0, "random bytes are mostly no ASCII"
+    provenance = read_provenance(tmp_path / "out.parquet")
+    assert provenance["altered"] == altered
+    assert f"{altered} of 9 attempts do not say" in caplog.text
+    assert "altered" not in read_provenance(tmp_path / "alone.parquet")
+    assert set(provenance["settings"]["inputs"]) == {"problems", "student", "sampled"}
+
+
+def test_a_stopped_sampling_of_another_model_goes_on_in_that_models_tokens(folders, problems, tmp_path, writer):
+    options = {"teacher": None, "sampled": writer}
+    reference = generate(folders, problems, tmp_path, settings=SAMPLED, **options)
+    for rounds in (2, 7):
+        assert stop(signal.SIGTERM, rounds, folders, problems, tmp_path, "again", SAMPLED, **options) == 143
+    assert comparable(generate(folders, problems, tmp_path, "again", SAMPLED, **options)) == comparable(reference)
 
 
 # --- what is refused, and what is stamped ----------------------------------------------------------------------------

@@ -31,12 +31,14 @@ import rsd.train
 from rsd.manifest import verify_manifest, write_manifest
 from rsd.models import load_model, load_tokenizer, vocabulary_digest
 from rsd.records import ROWS, write_table
-from rsd.train import Conductor, EpochOrder, make_trainer, plan_steps, run_train
+from rsd.train import Conductor, make_trainer, run_train
 from rsd.training_rows import IGNORED, TrainingRows, read_training_rows
+from rsd.training_steps import EpochOrder, plan_steps, tokens_seen
 from tiny import tiny_model_folder, tiny_tokenizer
 
 SETTINGS: dict[str, Any] = {
     "epochs": 2,
+    "tokens_of": None,
     "learning_rate": 1e-2,
     "batch_size": 4,
     "micro_batch_size": 2,
@@ -90,7 +92,15 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def run(folder: Path, base: Path, rows: list[dict[str, Any]], seed: int = 0, **changed: Any) -> Path:
+def run(
+    folder: Path,
+    base: Path,
+    rows: list[dict[str, Any]],
+    seed: int = 0,
+    tokens_of: Path | None = None,
+    theirs: dict[str, Any] | None = None,
+    **changed: Any,
+) -> Path:
     output = folder / "trained" / f"arm-seed{seed}"
     path = folder / "rows.parquet"
     if not path.exists():
@@ -98,7 +108,8 @@ def run(folder: Path, base: Path, rows: list[dict[str, Any]], seed: int = 0, **c
     run_train(
         model=base,
         rows=path,
-        settings={**SETTINGS, **changed},
+        tokens_of=tokens_of,
+        settings={**SETTINGS, **changed, "tokens_of": theirs},
         seed=seed,
         threads=1,
         output=output,
@@ -313,6 +324,31 @@ def test_the_learning_rate_warms_up_and_follows_its_schedule(
         decay = {"cosine": 0.5 * (1 + math.cos(math.pi * after)), "linear": 1 - after, "constant": 1.0}[schedule]
         expected.append(peak * (step / warmup if step < warmup else decay))
     assert rates == pytest.approx(expected)
+
+
+THEIRS = {"arm": "direct", "epochs": 3, "batch_size": 7, "block_size": 20, "overlong": "truncate", "drop_last": True}
+
+
+def test_a_training_may_take_as_many_tokens_as_another_arm_sees(tmp_path: Path, base: Path) -> None:
+    path = write_rows(tmp_path / "others.parquet", random_rows(30, seed=1, longest=40))
+    done = record(run(tmp_path, base, random_rows(11), tokens_of=path, theirs=THEIRS))
+    wanted = tokens_seen(path, THEIRS, seed=0)
+    steps, seen = done["steps"], sum(entry["tokens"] for entry in done["curve"])
+    assert done["supervised_tokens"] == {"seen": seen, "wanted": wanted, "of": "direct"}
+    assert abs(seen - wanted) <= max(entry["tokens"] for entry in done["curve"]) / 2
+    assert done["epochs"] == steps / 2, "two whole batches of four in 11 rows"
+    assert steps % 2 == 1, "these rows shall end within an epoch"
+    # The schedule ends where the steps do.
+    rates = [entry["learning_rate"] for entry in done["curve"]]
+    assert rates == pytest.approx([1e-2 * 0.5 * (1 + math.cos(math.pi * step / steps)) for step in range(steps)])
+    assert set(done["provenance"]["settings"]["inputs"]) == {"model", "rows", "tokens_of"}
+
+
+def test_without_another_arm_no_tokens_are_wanted(tmp_path: Path, base: Path) -> None:
+    done = record(run(tmp_path, base, random_rows(8)))
+    seen = sum(entry["tokens"] for entry in done["curve"])
+    assert done["supervised_tokens"] == {"seen": seen, "wanted": None, "of": None}
+    assert set(done["provenance"]["settings"]["inputs"]) == {"model", "rows"}
 
 
 # --- loss and gradient -----------------------------------------------------------------------------------------------
@@ -557,6 +593,23 @@ def test_a_damaged_checkpoint_is_not_used_but_the_one_before_it(
         assert weights(resumed) == weights(undisturbed)
 
 
+def test_a_training_of_another_arms_tokens_goes_on_within_its_last_epoch(tmp_path: Path, base: Path) -> None:
+    rows = random_rows(11)
+    theirs = {
+        "tokens_of": write_rows(tmp_path / "others.parquet", random_rows(30, seed=1, longest=40)),
+        "theirs": THEIRS,
+    }
+    undisturbed = run(tmp_path / "undisturbed", base, rows, **theirs)
+    with pytest.MonkeyPatch.context() as patch:
+        signal_at(patch, record(undisturbed)["steps"] - 1, signal.SIGTERM)
+        with pytest.raises(SystemExit):
+            run(tmp_path / "stopped", base, rows, **theirs)
+    resumed = run(tmp_path / "stopped", base, rows, **theirs)
+    assert record(resumed)["resumed_from_step"] == record(undisturbed)["steps"] - 1
+    assert record(resumed)["supervised_tokens"] == record(undisturbed)["supervised_tokens"]
+    assert weights(resumed) == weights(undisturbed)
+
+
 def test_a_checkpoint_of_other_settings_rows_or_seed_is_not_taken_up(tmp_path: Path, base: Path) -> None:
     rows = random_rows(8)
     with pytest.MonkeyPatch.context() as patch:
@@ -765,7 +818,7 @@ def test_rows_made_with_another_tokenizer_are_refused(tmp_path: Path) -> None:
     model = tiny_model_folder(tmp_path / "model")
     other = vocabulary_digest(tiny_tokenizer(marks=("<other>", "</other>")))
     write_table(tmp_path / "rows.parquet", [], ROWS, {"vocabulary": other})
-    with pytest.raises(ValueError, match=r"ids of another vocabulary .*name the trace set's student"):
+    with pytest.raises(ValueError, match=r"ids of another vocabulary .*name the trace set's student.*method recode"):
         rsd.train.require_vocabulary(tmp_path / "rows.parquet", tiny_tokenizer(), model)
     same = vocabulary_digest(tiny_tokenizer())
     write_table(tmp_path / "rows.parquet", [], ROWS, {"vocabulary": same})

@@ -17,6 +17,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from rsd import config as settings_of
+from rsd import lineage
 from rsd.bench import ScheduleTiming, Workload, bench_pair, parameter_count
 from rsd.config import Config
 from rsd.emulation import Emulation, emulate
@@ -55,9 +56,10 @@ def run_bench(
     FileNotFoundError for models that are not there, with the remedy.
     """
     name = traces or _first_rsd(config)
+    method = config["traces"][name]["method"]
+    if method != "rsd":
+        raise ValueError(f"--traces {name}: its method is {method}, expected a trace set of method rsd")
     settings = settings_of.traces_settings(config, name)
-    if settings["method"] != "rsd":
-        raise ValueError(f"--traces {name}: its method is {settings['method']}, expected a trace set of method rsd")
     if new < 2 * max(BLOCKS):
         raise ValueError(f"--new {new}: expected at least {2 * max(BLOCKS)}, two of the longest blocks; write more")
     if threads is not None:
@@ -76,7 +78,7 @@ def run_bench(
     work = Workload(planned, max(length - new // 2, 1), new)
     teacher_alone, student_alone, timings, costs = bench_pair(student, teacher, alignment, law, work, runs=runs)
     best = max(timings, key=lambda timing: timing.measured.median)
-    speeds = Speeds(best.measured.median, student_alone.median, _reading_speed(costs))
+    speeds = Speeds(best.measured.median, student_alone.median, teacher_alone.median, _reading_speed(costs))
     each = pair_lane_bytes(student, teacher, alignment, **limits, block=max(BLOCKS))
     facts: dict[str, Any] = {
         "trace_set": name,
@@ -116,7 +118,8 @@ def _first_rsd(config: Config) -> str:
 def _pair(
     config: Config, name: str, device: str, emulation: Emulation | None
 ) -> tuple[PreTrainedModel, PreTrainedModel, Alignment]:
-    sides = {side: config["traces"][name][side] for side in ("student", "teacher")}
+    # A trained model is as fast as the one that it was made of, and may not be there yet.
+    sides = {side: lineage.origin(config, config["traces"][name][side]) for side in ("student", "teacher")}
     folders = {side: RESULTS / "models" / settings_of.model_key(config, model) for side, model in sides.items()}
     dtypes = {side: config["models"][model]["dtype"] for side, model in sides.items()}
     if emulation is not None:

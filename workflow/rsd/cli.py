@@ -87,6 +87,7 @@ def _generate_traces(a: Arguments) -> None:
         problems=a.problems,
         student=a.student,
         teacher=a.teacher,
+        sampled=a.sampled,
         settings=a.settings,
         shard=a.shard,
         threads=a.threads,
@@ -115,11 +116,34 @@ def _select_traces(a: Arguments) -> None:
     )
 
 
+def _derive_traces(a: Arguments) -> None:
+    from rsd.derived import run_derive_traces
+
+    run_derive_traces(
+        problems=a.problems,
+        of=a.of,
+        student=a.student,
+        source=a.source,
+        settings=a.settings,
+        threads=a.threads,
+        rows=a.rows,
+        summary=a.summary,
+        work=a.work,
+    )
+
+
 def _train(a: Arguments) -> None:
     from rsd.train import run_train
 
     run_train(
-        model=a.model, rows=a.rows, settings=a.settings, seed=a.seed, threads=a.threads, output=a.output, work=a.work
+        model=a.model,
+        rows=a.rows,
+        tokens_of=a.tokens_of,
+        settings=a.settings,
+        seed=a.seed,
+        threads=a.threads,
+        output=a.output,
+        work=a.work,
     )
 
 
@@ -222,6 +246,7 @@ def _settings(a: Arguments) -> None:
         "generate-traces": lambda c: config.traces_settings(c, a.name),
         "convert-traces": lambda c: config.traces_settings(c, a.name),
         "select-traces": lambda c: config.select_settings(c, a.name),
+        "derive-traces": lambda c: config.derive_settings(c, a.name),
         "train": lambda c: config.training_settings(c, a.name),
         "evaluate": lambda c: config.evaluation_settings(c, *a.name.split("/", 1)),
         "judge-samples": lambda c: config.judge_settings(c, a.name),
@@ -384,6 +409,7 @@ STAGES: dict[str, tuple[str, Callable[[Arguments], None], dict[str, str]]] = {
             "problems": "path",
             "student": "path",
             "teacher": "optional-path",
+            "sampled": "optional-path",
             "settings": "settings",
             "shard": "int",
             "threads": "int",
@@ -409,12 +435,28 @@ STAGES: dict[str, tuple[str, Callable[[Arguments], None], dict[str, str]]] = {
             "summary": "path",
         },
     ),
+    "derive-traces": (
+        "training rows of a trace set -> those of another",
+        _derive_traces,
+        {
+            "problems": "path",
+            "of": "path",
+            "student": "path",
+            "source": "optional-path",
+            "settings": "settings",
+            "threads": "int",
+            "rows": "path",
+            "summary": "path",
+            "work": "path",
+        },
+    ),
     "train": (
         "fine-tune a model on training rows",
         _train,
         {
             "model": "path",
             "rows": "path",
+            "tokens-of": "optional-path",
             "settings": "settings",
             "seed": "int",
             "threads": "int",

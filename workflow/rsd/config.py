@@ -17,6 +17,7 @@ from typing import Any
 import jsonschema
 import yaml
 
+from rsd import lineage
 from rsd.provenance import settings_digest
 
 Config = dict[str, Any]
@@ -37,6 +38,8 @@ NOT_DECIDING = (
 # Settings under `report` that change the page and no number.
 ON_THE_PAGE = ("problems", "tokens", "megabytes")
 SCHEMA_PATH = Path(__file__).parents[1] / "schemas" / "config.schema.yaml"
+# Catalogues whose entries may be `like` another of theirs.
+INHERITING = ("models", "traces")
 
 
 def load_schema() -> dict[str, Any]:
@@ -65,7 +68,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Config:
 
 
 def validate(config: Mapping[str, Any]) -> Config:
-    """A copy with every default filled.
+    """A copy with every default filled, and what entries take over from others (`like`) written out.
 
     Raises ValueError listing every problem by key, value, expectation and remedy: unknown keys, wrong types, values
     out of bounds or not finite, names that do not exist, combinations that cannot work.
@@ -73,15 +76,50 @@ def validate(config: Mapping[str, Any]) -> Config:
     filled: Config = copy.deepcopy(dict(config))
     schema = load_schema()
     # The bounds of the schema let nan through, and an open end lets inf.
-    problems = [
-        f"{key} = {number!r}: expected a finite number; correct it" for key, number in _not_finite(filled)
-    ] or _schema_problems(schema, filled)
+    problems = [f"{key} = {number!r}: expected a finite number; correct it" for key, number in _not_finite(filled)]
+    problems = problems or inherit(filled) or _schema_problems(schema, filled)
     if not problems:
         filled = fill_defaults(schema, filled)
         problems = _reference_problems(filled) or _skip_gated(filled)
     if problems:
         raise ValueError("the configuration is not valid:\n  " + "\n  ".join(problems))
     return filled
+
+
+def inherit(config: Config) -> list[str]:
+    """Lays every entry that is `like` another over that one, in place; returns what is wrong with the names."""
+    problems: list[str] = []
+    for catalogue in INHERITING:
+        if isinstance(entries := config.get(catalogue), dict):
+            config[catalogue] = {name: _written_out(catalogue, name, entries, problems) for name in entries}
+    return problems
+
+
+def _written_out(catalogue: str, name: str, entries: Mapping[str, Any], problems: list[str]) -> Any:
+    """An entry with the settings of the one that it is like, of the one that this is like, and so on.
+
+    Where a name is wrong, or no name, the entry stays as it is.
+    """
+    chain = [name]
+    while isinstance(entry := entries[chain[-1]], dict) and "like" in entry:
+        other = entry["like"]
+        if not isinstance(other, str):
+            return entries[name]  # the schema tells
+        if other not in entries or other in chain:
+            if other not in entries and chain == [name]:
+                key = f"{catalogue}.{name}.like = {other!r}"
+                problems.append(f"{key}: no such entry in {catalogue}; {_suggest(other, entries)}")
+            elif other == name:
+                circle = " -> ".join([*chain, name])
+                problems.append(f"{catalogue}.{name}.like: goes round in a circle ({circle}); write one of them out")
+            return entries[name]
+        chain.append(other)
+    if not isinstance(entry, dict):
+        return entries[name]
+    merged: Config = {}
+    for link in reversed(chain):
+        merged = merge(merged, {key: value for key, value in entries[link].items() if key != "like"})
+    return merged
 
 
 def fill_defaults(schema: Mapping[str, Any], value: Any, node: Mapping[str, Any] | None = None) -> Any:
@@ -222,6 +260,7 @@ def _reference_problems(config: Config) -> list[str]:
     for name, traces in config["traces"].items():
         problems += _trace_set_problems(name, traces, config, check)
     problems += _analysis_problems(config, check)
+    problems += lineage.problems(config, check)
     for name, arm in config["arms"].items():
         check(f"arms.{name}.model", arm["model"], "models")
         check(f"arms.{name}.traces", arm["traces"], "traces")
@@ -261,17 +300,24 @@ def _expression_problems(key: str, pattern: str | None) -> list[str]:
 def _trace_set_problems(name: str, traces: Mapping[str, Any], config: Config, check: Any) -> list[str]:
     key = f"traces.{name}"
     problems = []
-    if traces["method"] != "dataset" and traces["max_new_tokens"] >= traces["context"]:
+    if _written_by_models(traces) and traces["max_new_tokens"] >= traces["context"]:
         problems.append(
             f"{key}.max_new_tokens = {traces['max_new_tokens']}: leaves no room for a prompt in "
             f"{key}.context = {traces['context']} tokens; lower max_new_tokens or raise context"
         )
     select = traces["select"]
-    too_long = select["unsolved"] == "prefix" and select["prefix_tokens"] > traces["max_new_tokens"]
-    if traces["method"] != "dataset" and too_long:
+    cuts = "prefix" in (select["solved"], select["unsolved"])
+    source = lineage.attempts_of(config, name)
+    attempts = config["traces"].get(source, traces)
+    if _written_by_models(attempts) and cuts and select["prefix_tokens"] > attempts["max_new_tokens"]:
         problems.append(
-            f"{key}.select.prefix_tokens = {select['prefix_tokens']}: expected at most {key}.max_new_tokens = "
-            f"{traces['max_new_tokens']}, the longest trace; lower it"
+            f"{key}.select.prefix_tokens = {select['prefix_tokens']}: expected at most traces.{source}.max_new_tokens "
+            f"= {attempts['max_new_tokens']}, the longest trace; lower it"
+        )
+    if traces["method"] in lineage.DERIVED and select != fill_defaults(load_schema(), {}, {"$ref": "#/$defs/select"}):
+        problems.append(
+            f"{key}.select: nothing is selected by method {traces['method']}, which takes the rows of {traces['of']!r} "
+            f"as they are; write it into traces.{traces['of']}.select, or remove it"
         )
     check(f"{key}.student", traces["student"], "models")
     if traces["method"] == "rsd":
@@ -297,6 +343,10 @@ def _trace_set_problems(name: str, traces: Mapping[str, Any], config: Config, ch
         if traces["shards"] != 1:
             problems.append(f"{key}.shards = {traces['shards']}: dataset traces are not generated; write 1")
     return problems
+
+
+def _written_by_models(traces: Mapping[str, Any]) -> bool:
+    return traces["method"] in ("rsd", "sample")
 
 
 def _schedule_problems(key: str, traces: Mapping[str, Any]) -> list[str]:
@@ -372,7 +422,7 @@ def _skip_gated(config: Config) -> list[str]:
 
 
 def shard_names(config: Config, traces: str) -> list[str]:
-    """`shard-000`, ... of a trace set."""
+    """`shard-000`, ... of a trace set with attempts of its own."""
     return [f"shard-{index:03d}" for index in range(config["traces"][traces]["shards"])]
 
 
@@ -398,16 +448,13 @@ def arm_seeds(config: Config, arm: str) -> list[int]:
 
 
 def trace_sets(config: Config) -> list[str]:
-    """The trace sets that the arms of this run need, in the order of the arms."""
-    names = [config["arms"][arm]["traces"] for arm in config["run"]["arms"]]
-    return list(dict.fromkeys(name for name in names if name))
+    """The trace sets that this run needs, in the order of the arms; what a set is made of comes before it."""
+    return [name for kind, name in lineage.needed(config) if kind == "traces"]
 
 
 def trained_names(config: Config) -> list[str]:
-    """`arm-seedK` of every model that this run trains, in the order of the arms."""
-    # A mistyped arm is told elsewhere.
-    arms = [arm for arm in config["run"]["arms"] if arm in config["arms"] and config["arms"][arm]["traces"]]
-    return [f"{arm}-seed{seed}" for arm in arms for seed in config["run"]["seeds"]]
+    """`arm-seedK` of every model that this run trains: its arms, in their order, then others that serve as models."""
+    return [f"{arm}-seed{seed}" for arm, seed in lineage.trained(config)]
 
 
 def token_analyses(config: Config) -> list[tuple[str, str]]:
@@ -438,24 +485,19 @@ def split_reader(config: Config, reader: str) -> tuple[str, int | None]:
     return arm, int(seed)
 
 
-def _analysed_models(config: Config) -> set[str]:
-    """The entries of models that the token analyses need."""
-    pairs = token_analyses(config)
-    readers = {name for name, seed in (split_reader(config, reader) for _, reader in pairs) if seed is None}
-    sets = [config["traces"][traces] for traces, _ in pairs]
-    teachers = {entry["teacher"] for entry in sets if entry["method"] == "rsd"}
-    return readers | teachers | {entry["student"] for entry in sets}
-
-
 def used_models(config: Config, side: str | None = None) -> list[str]:
-    """The models that this run needs, in the order of the catalogue.
+    """The models that this run needs, in the order of the catalogue; those that it trains and uses, too.
 
-    `side`: only the students (measured, trained or judging) or only the teachers (proposing); a model can be both.
+    `side`: only the students (measured, trained or judging) or only the teachers (proposing, or sampled for another
+    student); a model can be both.
     """
-    sets = [config["traces"][name] for name in trace_sets(config)]
-    students = {config["arms"][arm]["model"] for arm in config["run"]["arms"]} | {entry["student"] for entry in sets}
-    teachers = {entry["teacher"] for entry in sets if entry["method"] == "rsd"}
-    names = {None: students | teachers | _analysed_models(config), "student": students, "teacher": teachers}[side]
+    nodes = lineage.needed(config)
+    sets = [config["traces"][name] for kind, name in nodes if kind == "traces"]
+    students = {config["arms"][name]["model"] for kind, name in nodes if kind == "arms"}
+    students |= {entry["student"] for entry in sets}
+    teachers = {model for entry in sets for model in lineage.writers(entry)}
+    every = {name for kind, name in nodes if kind == "models"}
+    names = {None: every, "student": students, "teacher": teachers}[side]
     return [name for name in config["models"] if name in names]
 
 
@@ -472,13 +514,14 @@ def source_key(config: Config, source: str, files: str = "") -> str:
     """
     readable = re.sub(r"^(hf|pypi)://|^path:", "", source)
     readable = re.sub(r"[^A-Za-z0-9.]+", "-", readable).strip("-")[:60]
-    # Pocket models and problems follow from the pocket settings and the seed.
-    made_from = [source, config["pocket"], config["seed"]] if source.startswith("pocket://") else [source, files]
+    made_from: list[Any] = [source, files]
+    if source.startswith("pocket://"):
+        made_from = [source, pocket_settings(config, source)]
     return f"{readable}-{settings_digest(made_from)[:8]}"
 
 
 def model_key(config: Config, model: str) -> str:
-    """The folder below results/models/ of a model of the catalogue."""
+    """The folder below results/models/ of a model of the catalogue, unless this experiment trains it."""
     return source_key(config, config["models"][model]["source"])
 
 
@@ -499,8 +542,10 @@ def prefetch_settings(config: Config, kind: str, name: str) -> Config:
 
 
 def pocket_settings(config: Config, source: str) -> Config:
-    """Of a pocket model or dataset: the recipe, and which of the four it is."""
-    return {"make": source.removeprefix("pocket://"), "seed": config["seed"], **config["pocket"]}
+    """Of a pocket model or dataset: which it is, the problems, and of a model its own recipe."""
+    make = source.removeprefix("pocket://")
+    problems = {key: value for key, value in config["pocket"].items() if not isinstance(value, dict) or key == make}
+    return {"make": make, "seed": config["seed"], **problems}
 
 
 def dataset_settings(config: Config, name: str) -> Config:
@@ -530,8 +575,13 @@ def model_settings(config: Config, name: str) -> Config:
 
 
 def traces_settings(config: Config, name: str) -> Config:
-    """Of generate_traces and convert_traces; a shard's number is not part of it."""
+    """Of generate_traces and convert_traces; a shard's number is not part of it.
+
+    TypeError for a trace set that is made of another one.
+    """
     traces = config["traces"][name]
+    if traces["method"] not in lineage.ATTEMPTED:
+        raise TypeError(f"traces.{name} has no attempts of its own")
     settings = {
         "method": traces["method"],
         "format": config["format"],
@@ -543,7 +593,8 @@ def traces_settings(config: Config, name: str) -> Config:
     settings |= {key: traces[key] for key in lengths}
     settings |= {key: config[key] for key in ("seed", "device", "jobs_at_once")}
     if traces["method"] == "sample":
-        return settings | {"sampling": traces["sampling"]}
+        sampled = traces["sampled"] and model_settings(config, traces["sampled"])
+        return settings | {"sampling": traces["sampling"], "sampled": sampled}
     law = config["laws"][traces["law"]]
     draws = law["draws"] if traces["draws"] is None else traces["draws"]
     law = {"name": traces["law"], **law, "draws": draws, "threshold": traces["threshold"]}
@@ -554,21 +605,49 @@ def traces_settings(config: Config, name: str) -> Config:
 def select_settings(config: Config, name: str) -> Config:
     """Of select_traces."""
     traces = config["traces"][name]
-    # Decides no row; for the share of rows that are longer. Arms may differ: the smallest of those trained on this set.
-    arms = [arm for arm in config["run"]["arms"] if config["arms"][arm]["traces"] == name]
-    block_sizes = [training_settings(config, arm)["block_size"] for arm in arms]
     return {
         **traces["select"],
         "format": config["format"],
         "student": model_settings(config, traces["student"]),
-        "block_size": min(block_sizes, default=config["training"]["block_size"]),
+        "block_size": _smallest_block(config, name),
         "seed": config["seed"],
     }
 
 
+def _smallest_block(config: Config, traces: str) -> int:
+    """The smallest block size of the arms trained on a set; decides no row, but the share of rows that are longer."""
+    arms = [arm for kind, arm in lineage.needed(config) if kind == "arms" and config["arms"][arm]["traces"] == traces]
+    block_sizes = [training_settings(config, arm)["block_size"] for arm in arms]
+    return min(block_sizes, default=config["training"]["block_size"])
+
+
+def derive_settings(config: Config, name: str) -> Config:
+    """Of derive_traces; TypeError for a trace set that has attempts of its own."""
+    traces = config["traces"][name]
+    if traces["method"] not in lineage.DERIVED:
+        raise TypeError(f"traces.{name} is not made of another trace set")
+    settings = {
+        "method": traces["method"],
+        "of": traces["of"],
+        "student": model_settings(config, traces["student"]),
+        "block_size": _smallest_block(config, name),
+        "device": config["device"],
+    }
+    if traces["method"] == "filter":
+        return settings | {"filter": traces["filter"], **{key: traces[key] for key in ("threshold", "context")}}
+    return settings | {"format": config["format"]}
+
+
 def training_settings(config: Config, arm: str) -> Config:
     """Of train; the training seed is not part of it."""
-    return {**config["training"], **config["arms"][arm]["training"], "device": config["device"]}
+    settings = {**config["training"], **config["arms"][arm]["training"], "device": config["device"]}
+    if (other := settings["tokens_of"]) is not None:
+        # What that arm sees is decided by these, with its rows and the training seed.
+        theirs = training_settings(config, other)
+        keys = ("epochs", "batch_size", "block_size", "overlong", "drop_last")
+        settings["tokens_of"] = {"arm": other, **{key: theirs[key] for key in keys}}
+        del settings["epochs"]
+    return settings
 
 
 def evaluation_settings(config: Config, arm: str, task: str) -> Config:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rsd.config import Config, trace_sets, used_models
+from rsd.lineage import DERIVED, origin
 
 # The sources of the paper's experiment, without their revisions (paper, sections on set-up; authors' code).
 PAPER_TEACHER = "hf://simplescaling/s1.1-7B"
@@ -27,6 +28,7 @@ PAPER_SELECTION = {
     "require_think_close": True,
     "max_fallback_rate": 0.5,
     "pick": "shortest",
+    "solved": "trace",
     "unsolved": "prefix",
     "prefix_tokens": 128,
 }
@@ -58,9 +60,10 @@ class Note:
 def unlike_paper(config: Config) -> list[str]:
     """Which models and data are not the paper's; empty for the paper's experiment."""
     found = []
-    for model in used_models(config, "student"):
+    # A model that is trained here is what it was made of.
+    for model in dict.fromkeys(origin(config, model) for model in used_models(config, "student")):
         found += _unlike(f"student {model}", _source(config, "models", model), PAPER_STUDENT)
-    for model in used_models(config, "teacher"):
+    for model in dict.fromkeys(origin(config, model) for model in used_models(config, "teacher")):
         found += _unlike(f"teacher {model}", _source(config, "models", model), PAPER_TEACHER)
     problems = config["problems"]["dataset"]
     found += _unlike(f"training problems {problems}", _source(config, "datasets", problems), PAPER_PROBLEMS)
@@ -121,6 +124,13 @@ def _trace_notes(config: Config) -> list[Note]:
             notes.append(Note(f"Law of {name}", _law_note(name, config)))
             notes += _changed(f"Traces {name}", entry, PAPER_TRACES)
             notes += _changed(f"Selection of {name}", select, PAPER_SELECTION)
+        if entry["of"] is not None or entry["sampled"] is not None:
+            notes.append(Note(f"Traces {name}", _origin_note(entry)))
+        if entry["method"] in DERIVED:
+            continue
+        if select["solved"] == "prefix":
+            text = f"They contribute the first {select['prefix_tokens']} tokens of their kept attempt, and no more."
+            notes.append(Note(f"Solved problems of {name}", text))
         if entry["method"] != "dataset" and select["unsolved"] == "prefix":
             notes.append(
                 Note(
@@ -130,6 +140,33 @@ def _trace_notes(config: Config) -> list[Note]:
                 )
             )
     return notes
+
+
+def _origin_note(entry: Config) -> str:
+    """Where the rows of a set come from that the student did not write."""
+    match entry["method"]:
+        case "filter":
+            wanted = {
+                "improbable_share": f"share of tokens that the student gives less than {_per_cent(entry['threshold'])}",
+                "mean_surprisal": "mean surprisal under the student",
+            }[entry["filter"]["by"]]
+            return (
+                f"The {_per_cent(entry['filter']['keep'])} of the rows of {entry['of']} with the lowest {wanted}. They "
+                "are kept or left out as a whole, after they were written: this is no RSD, where no improbable token "
+                "comes about in the first place."
+            )
+        case "select":
+            return f"Selected anew from the attempts of {entry['of']}."
+        case "recode":
+            return (
+                f"The rows of {entry['of']}, made for another student, behind the prompt and in the tokens of "
+                f"{entry['student']}."
+            )
+        case _:
+            return (
+                f"Written by {entry['sampled']} alone ({_sampling(entry['sampling'])}), behind its own prompt, and "
+                f"read in the tokens of {entry['student']}."
+            )
 
 
 def _law_note(name: str, config: Config) -> str:
@@ -157,7 +194,12 @@ def _training_notes(config: Config) -> list[Note]:
         if entry["traces"] is None:
             continue
         training = {**config["training"], **entry["training"]}
-        notes += _changed(f"Training of {arm}", training, PAPER_TRAINING)
+        paper = PAPER_TRAINING
+        if training["tokens_of"] is not None:
+            paper = {key: value for key, value in paper.items() if key != "epochs"}
+            text = f"As many steps as come nearest to the tokens that {training['tokens_of']} sees in all its epochs."
+            notes.append(Note(f"Steps of {arm}", text))
+        notes += _changed(f"Training of {arm}", training, paper)
         if config["traces"][entry["traces"]]["method"] == "dataset" and training["overlong"] != "error":
             fate = {"truncate": "cut there, so that they lose their answer", "drop": "left out"}[training["overlong"]]
             notes.append(

@@ -4,9 +4,10 @@ The problems are sums of three two-digit numbers, reasoned in two styles. The te
 (`17+58=75;75+36=111`), the wordy one adds tens and units apart (`10+50=60;7+8=15;60+15=75;...`). The student learns the
 terse style from problems with small sums; the teacher learns both styles from all, as a large model knows more and
 writes in more ways. Both are Qwen3 models with a token a byte. As in the paper's pair the two vocabularies agree but
-for `<think>` and `</think>`, which the student alone has as single tokens, and for the padding of the embeddings.
+for `<think>` and `</think>`, which the student alone has as single tokens, and for the padding of the embeddings. A
+second student, student-b, is of the first one's kind and vocabulary: of another width, trained on other batches.
 
-Settings of one of the four things (config.pocket_settings) -> a model folder or a dataset folder, manifest.json last.
+Settings of one of these things (config.pocket_settings) -> a model folder or a dataset folder, manifest.json last.
 By hand: `rsd make-pocket-model --help`.
 """
 
@@ -39,10 +40,12 @@ THINK_CLOSE = "</think>"
 END_OF_TURN = "<|im_end|>"
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", END_OF_TURN)
-# Only the student has these as tokens; the teacher writes them character by character.
+# Only the students have these as tokens; the teacher writes them character by character.
 STUDENT_ONLY = ("<think>", THINK_CLOSE)
+# The models; a model's place in this list is a part of its random streams.
+MODELS = ("student", "teacher", "student-b")
 # Embeddings are padded to different sizes, as those of the paper's pair are (151936 and 152064).
-VOCABULARY_MULTIPLE = {"student": 8, "teacher": 32}
+VOCABULARY_MULTIPLE = {"student": 8, "teacher": 32, "student-b": 8}
 
 # What nobody needs to change.
 OPERANDS = 3
@@ -60,20 +63,21 @@ SPLIT_STREAM, STYLE_STREAM, BATCH_STREAM = range(3)
 
 
 def run_make_pocket(*, settings: Mapping[str, Any], threads: int, output: Path, work: Path) -> None:
-    """Makes the model (`make` student | teacher) or dataset (train | test) of `settings` in the folder `output`.
+    """Makes the model (`make` one of MODELS) or dataset (train | test) of `settings` in the folder `output`.
 
     A training interrupted by a kill goes on from its checkpoint in `work` with the same settings, code and threads.
     """
     make = settings["make"]
     (output / MANIFEST).unlink(missing_ok=True)  # the folder is not complete while it is made
-    if make in ("student", "teacher"):
+    if make in MODELS:
         make_model(settings=settings, threads=threads, output=output, work=work)
         kind = "model"
     elif make in ("train", "test"):
         write_jsonl(output / f"{make}.jsonl", problems(settings, make))
         kind = "dataset"
     else:
-        raise ValueError(f"source pocket://{make}: expected pocket://student, teacher, train or test; correct it")
+        known = ", ".join(f"pocket://{name}" for name in (*MODELS, "train", "test"))
+        raise ValueError(f"source pocket://{make}: expected one of {known}; correct it")
     write_manifest(
         output,
         kind=kind,
@@ -155,7 +159,7 @@ def styles(settings: Mapping[str, Any], purpose: str, count: int, step: int) -> 
 
 
 def make_tokenizer(make: str) -> PreTrainedTokenizerFast:
-    """Qwen's kind of tokenizer without its merges: one token a byte, and the special ones; `make` student | teacher."""
+    """Qwen's kind of tokenizer without its merges: one token a byte, and the special ones; `make` is one of MODELS."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -164,7 +168,7 @@ def make_tokenizer(make: str) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL])
-    if make == "student":
+    if make != "teacher":
         tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in STUDENT_ONLY])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -192,7 +196,7 @@ class Batch:
 
 
 def make_model(*, settings: Mapping[str, Any], threads: int, output: Path, work: Path) -> None:
-    """Trains the student or the teacher and saves weights and tokenizer in `output`."""
+    """Trains one of MODELS and saves weights and tokenizer in `output`."""
     import torch
     from transformers.utils.logging import disable_progress_bar
 
@@ -316,7 +320,7 @@ def training_batches(
             "between 30 and 297, raise it"
         )
     for step in range(first, recipe["steps"]):
-        rng = np.random.default_rng([settings["seed"], BATCH_STREAM, ("student", "teacher").index(make), step])
+        rng = np.random.default_rng([settings["seed"], BATCH_STREAM, MODELS.index(make), step])
         rows = numbers[rng.integers(len(numbers), size=recipe["batch_size"])].tolist()
         wordy = [False] * len(rows)
         if make == "teacher":

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rsd import config as settings_of
+from rsd import lineage
 from rsd.config import Config
 
 # Rows of the public datasets, as their authors publish them.
@@ -38,6 +39,7 @@ class Speeds:
 
     rsd: float
     student: float  # sampled alone
+    teacher: float  # likewise
     reading: float  # the student's forward pass over many tokens at once
 
 
@@ -70,7 +72,7 @@ def project(config: Config, speeds: Speeds, problems: int) -> list[Item]:
     """Traces, training and evaluation of the configured run, each with its most tokens and their time."""
     items = [
         *(_traces(config, name, speeds, problems) for name in settings_of.trace_sets(config)),
-        *(_training(config, arm, speeds, problems) for arm in config["run"]["arms"] if config["arms"][arm]["traces"]),
+        *(_training(config, arm, speeds, problems) for arm in dict.fromkeys(arm for arm, _ in lineage.trained(config))),
         *(_evaluation(config, task, speeds) for task in config["run"]["tasks"]),
     ]
     return [item for item in items if item is not None]
@@ -78,23 +80,36 @@ def project(config: Config, speeds: Speeds, problems: int) -> list[Item]:
 
 def _traces(config: Config, name: str, speeds: Speeds, problems: int) -> Item | None:
     traces = config["traces"][name]
-    if traces["method"] == "dataset":
+    if traces["method"] == "filter":
+        tokens = problems * traces["context"]
+        how = f"{problems} rows of at most {traces['context']} tokens, read once"
+        return Item(f"traces {name}", tokens, tokens / speeds.reading, how)
+    if not _generated(traces):
         return None
     attempts = problems * traces["attempts"]
     tokens = attempts * traces["max_new_tokens"]
-    speed = speeds.rsd if traces["method"] == "rsd" else speeds.student
+    # Another model than the student is taken for as slow as the teacher.
+    alone = speeds.student if traces["sampled"] is None else speeds.teacher
+    speed = speeds.rsd if traces["method"] == "rsd" else alone
     how = f"{attempts} attempts of at most {traces['max_new_tokens']} tokens"
     return Item(f"traces {name}", tokens, tokens / speed, how)
 
 
+def _generated(traces: Config) -> bool:
+    """Whether a trace set has attempts that a model writes."""
+    return traces["method"] in ("rsd", "sample")
+
+
 def _training(config: Config, arm: str, speeds: Speeds, problems: int) -> Item:
     training = settings_of.training_settings(config, arm)
-    seeds = len(settings_of.arm_seeds(config, arm))
-    tokens = seeds * training["epochs"] * problems * training["block_size"]
+    seeds = sum(name == arm for name, _ in lineage.trained(config))
+    # An arm that takes another's number of tokens takes no more than that one's most.
+    counted = training["tokens_of"] or training
+    tokens = seeds * counted["epochs"] * problems * counted["block_size"]
     passes = CHECKPOINTED if training["gradient_checkpointing"] else TRAINING_PASSES
-    how = (
-        f"{seeds} seeds x {training['epochs']} epochs of at most {training['block_size']} tokens a row; {passes} passes"
-    )
+    how = f"{seeds} seeds x {counted['epochs']} epochs of at most {counted['block_size']} tokens a row; {passes} passes"
+    if training["tokens_of"]:
+        how = f"as many as {counted['arm']}: {how}"
     return Item(f"training {arm}", tokens, passes * tokens / speeds.reading, how)
 
 
@@ -115,13 +130,12 @@ def disk_bytes(config: Config, parameters: Mapping[str, int], problems: int) -> 
     attempts = {"traces": 0, "journals": 0}
     for name in settings_of.trace_sets(config):
         traces = config["traces"][name]
-        if traces["method"] != "dataset":
+        if _generated(traces):
             tokens = problems * traces["attempts"] * traces["max_new_tokens"]
             attempts["traces"] += tokens * TRACE_BYTES
             attempts["journals"] = max(attempts["journals"], tokens // traces["shards"] * JOURNAL_BYTES)
-    arms = [arm for arm in config["run"]["arms"] if config["arms"][arm]["traces"]]
-    trained = sum(len(settings_of.arm_seeds(config, arm)) for arm in arms)
-    samples = sum(item.tokens for item in project(config, Speeds(1, 1, 1), problems) if item.what.startswith("eval"))
+    trained = len(lineage.trained(config))
+    samples = sum(item.tokens for item in project(config, Speeds(1, 1, 1, 1), problems) if item.what.startswith("eval"))
     return {
         "models downloaded": 2 * sum(parameters.values()),
         **attempts,

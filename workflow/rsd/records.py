@@ -23,7 +23,9 @@ ATTEMPTS = pa.schema(
         "attempt": pa.int32(),
         "tokens": pa.list_(pa.int32()),  # the student's ids, the end of turn included
         "fallback": pa.list_(pa.bool_()),  # the student's own token, not the teacher's proposal
-        "p_student": pa.list_(pa.float32()),  # raw probability at temperature 1; empty for dataset traces
+        # Raw probability at temperature 1; empty where the tokens are not those that somebody drew: of a dataset's
+        # traces, and of what another model wrote in tokens of its own.
+        "p_student": pa.list_(pa.float32()),
         "p_teacher": pa.list_(pa.float32()),  # likewise; NaN for a token that the teacher lacks
         "finish": pa.string(),  # end_of_turn | length
         "text": pa.string(),

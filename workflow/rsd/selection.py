@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from rsd.counting import count_kinds, lengths, over_block, quantiles, share
 from rsd.grading import grade, is_gradable
 from rsd.models import load_tokenizer, vocabulary_digest
 from rsd.prompts import count_think_close, encode_prompt, extract_answer
@@ -32,7 +33,6 @@ LOG = logging.getLogger(__name__)
 PROGRESS_SECONDS = 10.0
 BATCH = 32  # attempts in memory at once
 COLUMNS = ["problem_id", "attempt", "tokens", "fallback", "finish", "text"]
-QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 # In this order: the first rule that an attempt breaks is its reason.
 RULES = ("unfinished", "think_markers", "no_answer", "no_reference", "wrong_answer", "fallback_rate")
 NOT_PICKED = {"shortest": "not_shortest", "first": "not_first", "random": "not_picked"}
@@ -72,7 +72,7 @@ def run_select_traces(
     """Writes `verdicts` (VERDICTS), `rows` (ROWS, in the order of the problems) and `summary` (JSON).
 
     `settings` is `config.select_settings`. Raises ValueError for a corrupted or incomplete shard, for an attempt that
-    comes twice or belongs to no problem, and where no trace is kept (with `allow_prefixes_only`: no row results).
+    comes twice or belongs to no problem, and where no attempt is kept (with `allow_prefixes_only`: no row results).
     """
     records = {record["id"]: record for record in read_jsonl(problems)}
     if not records:
@@ -83,13 +83,15 @@ def run_select_traces(
     settle(judged, tallies, settings["pick"])
     chosen = choose(records, tallies, settings)
     reasons = Counter(verdict["reason"] for verdict in judged)
-    if not chosen or not (settings["allow_prefixes_only"] or any(row["kind"] == "trace" for row in chosen)):
+    solved = any(tally.kept is not None for tally in tallies.values())
+    # Prefixes of kept attempts are meant (`solved: prefix`); prefixes because nothing was kept are mostly a mistake.
+    if not chosen or not (solved or settings["allow_prefixes_only"]):
         raise ValueError(
             f"no trace to train on: none of {len(judged)} attempts at {len(records)} problems was kept "
             f"({_listing(reasons)}); check models, prompts and format, loosen the rules in traces.<name>.select, or "
             "set allow_prefixes_only: true and unsolved: prefix there to train on beginnings of attempts alone"
         )
-    if not any(row["kind"] == "trace" for row in chosen):
+    if not solved:
         LOG.warning("no attempt was kept; all %d rows are prefixes (%s)", len(chosen), _listing(reasons))
     tokenizer = load_tokenizer(student)
     for row in chosen:
@@ -101,7 +103,7 @@ def run_select_traces(
     inputs = {"problems": problems, "student": student} | {path.stem: path for path in shards}
     provenance = stamp(settings, inputs, settings["seed"])
     report = {
-        **summarise(judged, chosen, records, skipped, settings["block_size"]),
+        **summarise(judged, chosen, tallies, skipped, settings["block_size"]),
         "rules_broken": {rule: broken[rule] for rule in RULES},
         "provenance": provenance,
     }
@@ -208,7 +210,8 @@ def _count(tally: Tally, attempt: Mapping[str, Any], *, kept: bool, settings: Ma
     best: Candidate | None = getattr(tally, place)
     if best is None or order < best.rank:
         # A prefix needs no more than its own tokens. Copies: a view would hold the whole batch.
-        wanted = tokens if kept else tokens[: min(settings["prefix_tokens"], without_end)]
+        whole = kept and settings["solved"] == "trace"
+        wanted = tokens if whole else tokens[: min(settings["prefix_tokens"], without_end)]
         setattr(tally, place, Candidate(order, number, wanted.copy()))
 
 
@@ -249,7 +252,8 @@ def settle(judged: Sequence[dict[str, Any]], tallies: Mapping[str, Tally], pick:
 def choose(
     records: Mapping[str, Any], tallies: Mapping[str, Tally], settings: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """The ROWS, prompt_tokens still missing: a kept trace, else by setting the first tokens of an attempt, or nothing.
+    """The ROWS, prompt_tokens still missing: a kept trace (or by `solved` its first tokens), else by `unsolved` the
+    first tokens of an attempt, or nothing.
 
     A prefix holds no end of turn, or a short wrong answer would be taught as a whole turn; an attempt shorter than
     the prefix gives all before its end.
@@ -257,8 +261,9 @@ def choose(
     rows = []
     for key in records:
         tally = tallies[key]
-        source, kind = (tally.kept, "trace") if tally.kept else (tally.prefix, "prefix")
-        if source is None or (kind == "prefix" and settings["unsolved"] == "drop") or not len(source.tokens):
+        source, kind = (tally.kept, settings["solved"]) if tally.kept else (tally.prefix, "prefix")
+        dropped = tally.kept is None and settings["unsolved"] == "drop"
+        if source is None or dropped or not len(source.tokens):
             continue
         rows.append({"problem_id": key, "attempt": source.attempt, "kind": kind, "completion_tokens": source.tokens})
     return rows
@@ -316,17 +321,17 @@ def _skipped(shards: Sequence[Path]) -> dict[str, str]:
 def summarise(
     judged: Sequence[Mapping[str, Any]],
     rows: Sequence[Mapping[str, Any]],
-    records: Mapping[str, Any],
+    tallies: Mapping[str, Tally],
     skipped: Mapping[str, str],
     block_size: int,
 ) -> dict[str, Any]:
     """Counts, shares in [0, 1] and lengths in tokens, for the report.
 
-    Solved, prefix and dropped problems sum to all of them.
+    Of the problems, `solved` have a row of a kept attempt, `prefix` one of another attempt, `dropped` have none; these
+    sum to all. Of the rows, `trace` are whole attempts and `prefix` are not, which `select.solved` decides, too.
     """
-    kinds = Counter(row["kind"] for row in rows)
     kept = [verdict for verdict in judged if verdict["kept"]]
-    total = [len(row["prompt_tokens"]) + len(row["completion_tokens"]) for row in rows]
+    solved = sum(tallies[row["problem_id"]].kept is not None for row in rows)
     without_end = {(v["problem_id"], v["attempt"]): _without_end(v["n_tokens"], v["finish"]) for v in judged}
     prefixes = [row for row in rows if row["kind"] == "prefix"]
     tokens = sum(verdict["n_tokens"] for verdict in judged)
@@ -335,45 +340,31 @@ def summarise(
     kept_fallback = sum(verdict["fallback_rate"] * verdict["n_tokens"] for verdict in kept)
     return {
         "problems": {
-            "all": len(records),
-            "solved": kinds["trace"],
-            "prefix": kinds["prefix"],
-            "dropped": len(records) - len(rows),
+            "all": len(tallies),
+            "solved": solved,
+            "prefix": len(rows) - solved,
+            "dropped": len(tallies) - len(rows),
             "without_attempt": dict(Counter(skipped.values())),
         },
-        # Prefixes that reach the last token of an attempt which some rule rejected.
+        "rows": count_kinds(rows),
+        # Prefixes that reach the last token of their attempt before the end of its turn.
         "prefixes_of_whole_attempts": sum(
             len(row["completion_tokens"]) == without_end[row["problem_id"], row["attempt"]] for row in prefixes
         ),
-        "solved_share": kinds["trace"] / len(records),
+        "solved_share": solved / len(tallies),
         "attempts": len(judged),
         "reasons": dict(sorted(Counter(verdict["reason"] for verdict in judged).items())),
-        "correct_share": _share(sum(verdict["correct"] for verdict in judged), len(judged)),
+        "correct_share": share(sum(verdict["correct"] for verdict in judged), len(judged)),
         "tokens": {
             "attempts": quantiles([verdict["n_tokens"] for verdict in judged]),
             "kept": quantiles([verdict["n_tokens"] for verdict in kept]),
-            "completions": quantiles([len(row["completion_tokens"]) for row in rows]),
-            "rows": quantiles(total),
+            **lengths(rows),
         },
-        "block_size": block_size,
-        # Rows longer than the smallest block size of the arms trained on them; training.json counts each arm's own.
-        "over_block_share": _share(sum(length > block_size for length in total), len(rows)),
-        # Traces, not prefixes, that stop in the middle already.
-        "kept_unfinished_share": _share(sum(verdict["finish"] != "end_of_turn" for verdict in kept), len(kept)),
-        "fallback_rate": {"attempts": _share(fallback, tokens), "kept": _share(kept_fallback, kept_tokens)},
+        **over_block(rows, block_size),
+        # Kept attempts that stop in the middle already.
+        "kept_unfinished_share": share(sum(verdict["finish"] != "end_of_turn" for verdict in kept), len(kept)),
+        "fallback_rate": {"attempts": share(fallback, tokens), "kept": share(kept_fallback, kept_tokens)},
     }
-
-
-def quantiles(values: Sequence[int]) -> dict[str, float] | None:
-    """Mean and quantiles, keys mean, p0, p5, ..., p100; None for no value."""
-    if not values:
-        return None
-    named = {f"p{100 * q:g}": float(value) for q, value in zip(QUANTILES, np.quantile(values, QUANTILES), strict=True)}
-    return {"mean": float(np.mean(values)), **named}
-
-
-def _share(part: float, whole: float) -> float | None:
-    return part / whole if whole else None
 
 
 def _listing(counts: Mapping[str, int]) -> str:

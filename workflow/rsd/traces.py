@@ -1,7 +1,8 @@
-"""Trace generation: problems -> attempts, by RSD or by plain sampling of the student.
+"""Trace generation: problems -> attempts, by RSD or by plain sampling of one model, the student or another.
 
 Finished attempts go to a journal in the work folder at once, what is written of the others twice a minute; a second run
-goes on from there. The declared output appears when all are finished.
+goes on from there. The declared output appears when all are finished. What another model than the student wrote is read
+in the student's tokens then (`recoding`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from rsd.planning import plan_pair, plan_single
 from rsd.progress import GRADING_SECONDS, FallbackRate, Progress, Recorder, SolvedShare, begun, pack, unpack
 from rsd.prompts import encode_prompt
 from rsd.provenance import settings_digest, stamp
+from rsd.recoding import Recoder
 from rsd.records import ATTEMPTS, read_jsonl, write_table
 from rsd.runtime import choose_device, set_threads
 from rsd.stages import stage_code
@@ -39,6 +41,7 @@ def run_generate_traces(
     problems: Path,
     student: Path,
     teacher: Path | None,
+    sampled: Path | None = None,
     settings: Mapping[str, Any],
     shard: int,
     threads: int,
@@ -47,16 +50,20 @@ def run_generate_traces(
 ) -> None:
     """Writes the ATTEMPTS of one shard (problems number shard, shard + shards, ...), sorted by problem and attempt.
 
-    `settings` is `config.traces_settings`; `teacher` is needed for method rsd. SIGTERM and Ctrl-C save what is written
-    and end the process (SystemExit 143, KeyboardInterrupt). Raises ValueError for an empty problem set, vocabularies
-    that cannot be aligned, and prompts that leave no room in the context.
+    `settings` is `config.traces_settings`; `teacher` is needed for method rsd. `sampled` is the model that writes by
+    method sample, the student where None: `context` and `max_new_tokens` then count its tokens, while the attempts hold
+    what the student reads (see `recoding`), and the file's metadata say under `altered` how many of them do not say
+    just what was written. SIGTERM and Ctrl-C save what is written and end the process (SystemExit 143,
+    KeyboardInterrupt). Raises ValueError for an empty problem set, vocabularies that cannot be aligned, and prompts
+    that leave no room in the context.
     """
     set_threads(threads)
     records = read_jsonl(problems)
     if not records:
         raise ValueError(f"{problems} holds no problems; check problems.dataset and problems.limit")
     records = records[shard :: settings["shards"]]
-    inputs = {"problems": problems, "student": student} | ({"teacher": teacher} if teacher else {})
+    inputs = {"problems": problems, "student": student}
+    inputs |= {name: path for name, path in (("teacher", teacher), ("sampled", sampled)) if path}
     provenance = stamp(settings, inputs, settings["seed"])
     # How fast an attempt comes: lowering the lanes for want of memory, say, must not cost what is done.
     decides = {key: value for key, value in settings.items() if key not in NOT_DECIDING}
@@ -67,14 +74,40 @@ def run_generate_traces(
         missing = [job for job in jobs if _key(*job) not in found.items]
         LOG.info("%d attempts, %d of them done before", len(jobs), len(jobs) - len(missing))
         if missing:
-            generator = _Generator(student, teacher, settings, [record["question"] for record in records[:PROBES]])
+            questions = [record["question"] for record in records[:PROBES]]
+            generator = _Generator(student, teacher, sampled, settings, questions)
             _make(generator, journal, found, jobs, missing)
             found = journal.load()
     rows = [{"problem_id": record["id"], "attempt": n, **_unpack(found.items[_key(record, n)])} for record, n in jobs]
+    if sampled is not None:
+        provenance["altered"] = read_by_student(rows, student, sampled, settings["format"]["end_of_turn"])
     write_table(output, rows, ATTEMPTS, provenance)
     # Those of earlier settings go with it.
     for path in work.glob(f"shard-{shard:03d}-*.journal"):
         path.unlink()
+
+
+def read_by_student(rows: Sequence[dict[str, Any]], student: Path, sampled: Path, end_of_turn: str) -> int:
+    """Puts what the model `sampled` wrote into the student's tokens, in place; how many attempts that changed.
+
+    Probabilities are left out: they belong to other tokens.
+    """
+    reader, writer = load_tokenizer(student), load_tokenizer(sampled)
+    ends = {"writer_end": token_id(writer, end_of_turn), "reader_end": token_id(reader, end_of_turn)}
+    recoder = Recoder(writer, reader, end_of_turn=end_of_turn, **ends)
+    altered = 0
+    for row in rows:
+        reading = recoder.read(row["tokens"].tolist())
+        altered += not reading.exact
+        row |= {"tokens": reading.tokens, "text": reading.text, "fallback": [False] * len(reading.tokens)}
+        row |= {"p_student": [], "p_teacher": [], "finish": "end_of_turn" if reading.ends else "length"}
+    if altered:
+        LOG.warning(
+            "%d of %d attempts do not say in the student's tokens just what the model wrote; they are judged by what "
+            "they say there",
+            *(altered, len(rows)),
+        )
+    return altered
 
 
 def _make(generator: _Generator, journal: Journal, found: Found, jobs: Sequence[Job], missing: Sequence[Job]) -> None:
@@ -104,13 +137,25 @@ def _make(generator: _Generator, journal: Journal, found: Found, jobs: Sequence[
 
 
 class _Generator:
-    """The models of a trace set, loaded, and what to ask of them."""
+    """The models of a trace set, loaded, and what to ask of them.
 
-    def __init__(self, student: Path, teacher: Path | None, settings: Mapping[str, Any], probes: Sequence[str]) -> None:
+    Sampled alone, another model stands in the student's place, with its own prompt and tokens.
+    """
+
+    def __init__(
+        self,
+        student: Path,
+        teacher: Path | None,
+        sampled: Path | None,
+        settings: Mapping[str, Any],
+        probes: Sequence[str],
+    ) -> None:
         device = choose_device(settings["device"])
         self.settings = settings
-        self.tokenizer = load_tokenizer(student)
-        self.student = load_model(student, settings["student"]["dtype"], device)
+        self.side = "student" if sampled is None else "sampled"
+        folder = sampled or student
+        self.tokenizer = load_tokenizer(folder)
+        self.student = load_model(folder, settings[self.side]["dtype"], device)
         size = self.student.get_output_embeddings().weight.shape[0]
         self.end_of_turn = token_id(self.tokenizer, settings["format"]["end_of_turn"])
         self.emittable = token_ids(self.tokenizer, size)
@@ -151,7 +196,7 @@ class _Generator:
 
         return Request(
             index=index,
-            student_prompt=prompt(self.tokenizer, "student"),
+            student_prompt=prompt(self.tokenizer, self.side),
             teacher_prompt=prompt(self.teacher_tokenizer, "teacher") if self.alignment is not None else [],
             stream=("traces", self.settings["seed"], record["id"], attempt),
             begun=started,

@@ -19,8 +19,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +43,7 @@ from rsd.records import read_provenance
 from rsd.runtime import choose_device, explain_os_error, set_threads, write_json
 from rsd.stages import stage_code
 from rsd.training_rows import IGNORED, TrainingRows, read_training_rows
+from rsd.training_steps import EpochOrder, Plan, plan_steps, plan_tokens, tokens_seen
 
 LOG = logging.getLogger(__name__)
 PROGRESS_SECONDS = 10.0
@@ -66,17 +66,28 @@ COPIED = (
 
 
 def run_train(
-    *, model: Path, rows: Path, settings: Mapping[str, Any], seed: int, threads: int, output: Path, work: Path
+    *,
+    model: Path,
+    rows: Path,
+    tokens_of: Path | None = None,
+    settings: Mapping[str, Any],
+    seed: int,
+    threads: int,
+    output: Path,
+    work: Path,
 ) -> None:
     """Trains `model` on `rows` and writes the folder `output`, complete when its manifest.json is there.
 
-    `settings` is `config.training_settings`; `seed` decides the order of the rows (and dropout). Checkpoints go to
-    `work`, in a folder named by a digest of settings, seed, inputs and code; a later call goes on from the newest.
+    `settings` is `config.training_settings`; `seed` decides the order of the rows (and dropout). `tokens_of`: the rows
+    of the arm that settings.tokens_of names, which with the settings there decide the number of steps. Checkpoints go
+    to `work`, in a folder named by a digest of settings, seed, inputs and code; a later call goes on from the newest.
     SIGTERM and Ctrl-C save one and end the process (SystemExit 143, KeyboardInterrupt).
 
     training.json: `curve` (one entry a step: step, epoch, loss, learning_rate, grad_norm before clipping, tokens with
-    loss), `rows` (see read_training_rows; `left_out_each_epoch` by drop_last), steps, epochs, seconds, parameters,
-    precision, device, resumed_from_step, provenance.
+    loss), `rows` (see read_training_rows; `left_out_each_epoch` by drop_last), `supervised_tokens` (those with loss:
+    `seen` in all steps; `wanted`, and the arm that this is the number `of`, null without tokens_of), steps, epochs
+    (passes over the used rows; with tokens_of the last may be a part of one), seconds, parameters, precision, device,
+    resumed_from_step, provenance.
 
     Raises ValueError (rows that cannot be trained on, too few of them, a model that they do not fit),
     FileNotFoundError (incomplete model folder), FloatingPointError (loss or gradient not finite), OSError (disk).
@@ -86,8 +97,10 @@ def run_train(
     device = choose_device(settings["device"])
     base = verify_manifest(model, deep=False)
     data = read_training_rows(rows, block_size=settings["block_size"], overlong=settings["overlong"])
-    plan = plan_steps(len(data), settings)
-    provenance = stamp(settings, {"model": model, "rows": rows}, seed)
+    wanted = None if tokens_of is None else tokens_seen(tokens_of, settings["tokens_of"], seed)
+    plan = plan_steps(len(data), settings) if wanted is None else plan_tokens(data, settings, seed, wanted)
+    inputs = {"model": model, "rows": rows} | ({"tokens_of": tokens_of} if tokens_of else {})
+    provenance = stamp(settings, inputs, seed)
     checkpoints = work / settings_digest([provenance["settings"], stage_code("train")])
     network = load_model(model, "float32", device).requires_grad_(True)
     tokenizer = load_tokenizer(model)
@@ -101,6 +114,8 @@ def run_train(
     require_labels(trainer, data)
     resumed = newest_checkpoint(checkpoints)
     _announce(data, plan, trainer, settings, device, resumed)
+    if wanted is not None:
+        LOG.info("as many steps as come nearest to the %d tokens that %s sees", wanted, settings["tokens_of"]["arm"])
     with Interruption() as interruption:
         trainer.add_callback(Conductor(plan, settings["checkpoint_steps"], settings["batch_size"], interruption))
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
@@ -112,8 +127,13 @@ def run_train(
     record = {
         "curve": losses,
         "rows": {**data.counts, "left_out_each_epoch": plan.left_out},
+        "supervised_tokens": {
+            "seen": sum(int(entry["tokens"]) for entry in losses),
+            "wanted": wanted,
+            "of": None if wanted is None else settings["tokens_of"]["arm"],
+        },
         "steps": plan.steps,
-        "epochs": settings["epochs"],
+        "epochs": plan.steps / plan.steps_per_epoch,
         "seconds": round(trainer.seconds, 3),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "precision": {"weights": "float32", "compute": settings["dtype"], "saved": settings["dtype"]},
@@ -125,67 +145,6 @@ def run_train(
     write_trained_model(network, settings["dtype"], model, base, record, output)
     shutil.rmtree(checkpoints, ignore_errors=True)
     LOG.info("trained %d steps in %.1f s, last loss %.4g", plan.steps, trainer.seconds, losses[-1]["loss"])
-
-
-# --- how many steps, in which order ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Rows of an epoch that are used and left out, steps an epoch and in all, and those of the warm-up."""
-
-    rows: int
-    left_out: int
-    steps_per_epoch: int
-    steps: int
-    warmup_steps: int
-
-
-def plan_steps(rows: int, settings: Mapping[str, Any]) -> Plan:
-    """The steps that `rows` rows make; ValueError where there would be none, or batches of another size than asked."""
-    batch, micro = settings["batch_size"], settings["micro_batch_size"]
-    if batch % micro:
-        raise ValueError(
-            f"training.batch_size = {batch} is no multiple of training.micro_batch_size = {micro}; "
-            "choose one that divides it"
-        )
-    left_out = rows % batch if settings["drop_last"] else 0
-    if rows == left_out:
-        raise ValueError(
-            f"{rows} training rows make no batch of training.batch_size = {batch}, so no step would be taken; lower "
-            "batch_size, or write training.drop_last: false"
-        )
-    steps_per_epoch = math.ceil((rows - left_out) / batch)
-    steps = steps_per_epoch * settings["epochs"]
-    return Plan(
-        rows=rows - left_out,
-        left_out=left_out,
-        steps_per_epoch=steps_per_epoch,
-        steps=steps,
-        warmup_steps=math.ceil(settings["warmup_ratio"] * steps),
-    )
-
-
-class EpochOrder(torch.utils.data.Sampler[int]):
-    """Row numbers, in an order that follows from (seed, epoch) alone; the last `left_out` of an epoch's order stay out.
-
-    Not torch's sampler in accelerate's wrapping: that one shuffles epoch e of seed s by s + e, so that neighbouring
-    seeds see the same orders one epoch apart. And transformers drops incomplete micro-batches, not batches.
-    """
-
-    def __init__(self, rows: int, left_out: int, seed: int) -> None:
-        self.rows, self.left_out, self.seed, self.epoch = rows, left_out, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer before each epoch, also on resuming in the middle of one."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        keys = np.random.default_rng([self.seed, self.epoch]).random(self.rows)
-        return iter(np.argsort(keys, kind="stable")[: len(self)].tolist())
-
-    def __len__(self) -> int:
-        return self.rows - self.left_out
 
 
 # --- the trainer -----------------------------------------------------------------------------------------------------
@@ -210,7 +169,7 @@ def make_trainer(
         packing=False,
         padding_free=False,
         # Recipe. transformers reads a warm-up below 1 as a share, 1 as one step: only a number of steps is unambiguous.
-        num_train_epochs=settings["epochs"],
+        max_steps=plan.steps,
         per_device_train_batch_size=settings["micro_batch_size"],
         gradient_accumulation_steps=settings["batch_size"] // settings["micro_batch_size"],
         learning_rate=settings["learning_rate"],
@@ -437,7 +396,7 @@ def require_vocabulary(rows: Path, tokenizer: Any, model: Path) -> None:
     if theirs is not None and theirs != vocabulary_digest(tokenizer):
         raise ValueError(
             f"{rows} holds token ids of another vocabulary than that of {model}; name the trace set's student as the "
-            "arm's model, or make traces with this model as the student"
+            "arm's model, or train on a trace set of method recode (`of` this one, with the arm's model as its student)"
         )
 
 

@@ -58,8 +58,8 @@ def read_training_rows(path: Path, *, block_size: int, overlong: str) -> Trainin
     unknown kind, and where no row is left.
     """
     table = read_table(path, ROWS)
-    prompts = _ids(path, table, "prompt_tokens")
-    completions = _ids(path, table, "completion_tokens")
+    prompts = token_lists(path, table, "prompt_tokens")
+    completions = token_lists(path, table, "completion_tokens")
     kinds = table.column("kind").to_pylist()
     _check_rows(path, table, kinds, prompts, completions)
     lengths = np.array([len(p) + len(c) for p, c in zip(prompts, completions, strict=True)], dtype=np.int64)
@@ -93,8 +93,8 @@ def read_training_rows(path: Path, *, block_size: int, overlong: str) -> Trainin
     return TrainingRows(tokens, prompt_lengths, counts)
 
 
-def _ids(path: Path, table: pa.Table, name: str) -> list[NDArray[np.int64]]:
-    """A column of id lists, one array a row."""
+def token_lists(path: Path, table: pa.Table, name: str) -> list[NDArray[np.int64]]:
+    """A column of id lists of the ROWS in `path`, one array a row; ValueError naming it where an id is missing."""
     column = table.column(name).combine_chunks()
     values = column.flatten()
     if column.null_count or values.null_count:

@@ -11,6 +11,7 @@ from snakemake.exceptions import WorkflowError
 sys.path.insert(0, os.path.join(workflow.basedir, "workflow"))
 
 from rsd import config as settings_of
+from rsd import lineage
 from rsd.access import check_access
 from rsd.stages import stage_code
 
@@ -35,6 +36,7 @@ NEEDS = {
     "generate_traces": {"mem_mb": 48000, "runtime": 480, "disk_mb": 4000},
     "convert_traces": {"mem_mb": 4000, "runtime": 30, "disk_mb": 1000},
     "select_traces": {"mem_mb": 8000, "runtime": 120, "disk_mb": 4000},
+    "derive_traces": {"mem_mb": 24000, "runtime": 480, "disk_mb": 1000},
     "train": {"mem_mb": 64000, "runtime": 1440, "disk_mb": 60000},
     "evaluate": {"mem_mb": 32000, "runtime": 1440, "disk_mb": 4000},
     "analyse_tokens": {"mem_mb": 24000, "runtime": 480, "disk_mb": 1000},
@@ -46,9 +48,16 @@ NEEDS = {
 ON_A_GPU = ("generate_traces", "train", "evaluate", "analyse_tokens")
 
 
-def needs(stage):
-    """The resources of a stage's job."""
-    return NEEDS[stage] | {"gpu": int(stage in ON_A_GPU and config["device"] != "cpu")}
+def needs(stage, runs_a_model=None):
+    """The resources of a stage's job; `runs_a_model` tells of a job's wildcards where not all of the stage do or don't."""
+    if runs_a_model is None:
+        return NEEDS[stage] | {"gpu": int(stage in ON_A_GPU and config["device"] != "cpu")}
+    return NEEDS[stage] | {"gpu": lambda wildcards: int(runs_a_model(wildcards) and config["device"] != "cpu")}
+
+
+def filters(wildcards):
+    """Whether a trace set is filtered by what a model thinks of it."""
+    return config["traces"][wildcards.traces]["method"] == "filter"
 
 
 def model_threads(wildcards):
@@ -83,14 +92,15 @@ def one_of(names):
 
 
 def keys(kind, made=None):
-    """Folder name -> catalogue name of the sources of `kind` (models | datasets).
+    """Folder name -> catalogue name of the sources of `kind` (models | datasets), but for models that are trained here.
 
     `made`: only those that the pipeline makes itself (True) or fetches (False).
     """
     key_of = {"models": settings_of.model_key, "datasets": settings_of.dataset_key}[kind]
     found = {}
     for name, entry in config[kind].items():
-        if made is None or entry["source"].startswith("pocket://") == made:
+        trained_here = lineage.trained_by(entry["source"]) is not None
+        if not trained_here and (made is None or entry["source"].startswith("pocket://") == made):
             found.setdefault(key_of(config, name), name)
     return found
 
@@ -125,7 +135,9 @@ def attempted():
 
 
 def model_manifest(name):
-    """What says that the model `name` of the catalogue is there."""
+    """What says that the model `name` of the catalogue is there: fetched, made, or trained by this experiment."""
+    if (made_by := lineage.trained_by(config["models"][name]["source"])) is not None:
+        return "<experiment>/trained/{}-seed{}/manifest.json".format(*made_by)
     return f"<models>/{settings_of.model_key(config, name)}/manifest.json"
 
 
@@ -136,14 +148,39 @@ def dataset_manifest(name):
 
 def manifests():
     """kind/name -> manifest of everything that this run takes from outside."""
-    models = {f"models/{name}": model_manifest(name) for name in settings_of.used_models(config)}
+    outside = [
+        name for name in settings_of.used_models(config) if lineage.trained_by(config["models"][name]["source"]) is None
+    ]
+    models = {f"models/{name}": model_manifest(name) for name in outside}
     return models | {f"datasets/{name}": dataset_manifest(name) for name in settings_of.used_datasets(config)}
 
 
-def teacher_manifest(wildcards):
-    """The teacher of a trace set; none where one model is sampled alone."""
+def writer_manifest(wildcards):
+    """The model that writes in a trace set beside its student: a teacher, or the one that is sampled; often none."""
+    return [model_manifest(name) for name in lineage.writers(config["traces"][wildcards.traces])]
+
+
+def attempts(wildcards):
+    """The shards that a trace set is selected from: its own, or those of the set whose attempts it takes."""
+    name = lineage.attempts_of(config, wildcards.traces)
+    return [f"<experiment>/traces/{name}/{shard}.parquet" for shard in settings_of.shard_names(config, name)]
+
+
+def source_rows(wildcards):
+    """The training rows that a trace set is made of."""
+    return f"<experiment>/traces/{config['traces'][wildcards.traces]['of']}/rows.parquet"
+
+
+def source_student(wildcards):
+    """The model whose tokens those rows are in, where they may have to be read in others."""
     traces = config["traces"][wildcards.traces]
-    return model_manifest(traces["teacher"]) if traces["method"] == "rsd" else []
+    return model_manifest(config["traces"][traces["of"]]["student"]) if traces["method"] == "recode" else []
+
+
+def other_rows(wildcards):
+    """The rows of the arm whose number of tokens an arm trains on; none where it keeps to its epochs."""
+    other = lineage.tokens_of(config, wildcards.arm)
+    return f"<experiment>/traces/{config['arms'][other]['traces']}/rows.parquet" if other else []
 
 
 def arm_manifest(wildcards):
@@ -213,6 +250,11 @@ def deciding(settings):
     Jobs get their whole slice as a function of `output`, which Snakemake does not compare with the last run, and this.
     """
     return as_json({key: value for key, value in settings.items() if key not in settings_of.NOT_DECIDING})
+
+
+def optional(flag, paths, of=str):
+    """`flag PATH` as a list of words, nothing where `paths` holds none; `of` makes the word of the path."""
+    return [word for path in ([paths] if isinstance(paths, str) else paths) for word in (flag, of(path))]
 
 
 def named(flag, names, paths):

@@ -1,4 +1,4 @@
-"""Models and datasets, each in a folder with a manifest: fetched, or made from nothing (pocket://).
+"""Models and datasets from outside, each in a folder with a manifest: fetched, or made from nothing (pocket://).
 
 Inputs: the sources named in the configuration. Outputs: results/models/, results/datasets/, shared by all experiments.
 The prefetch rules are the only ones with a network.

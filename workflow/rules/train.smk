@@ -16,6 +16,7 @@ rule train:
     input:
         model=lambda wildcards: model_manifest(config["arms"][wildcards.arm]["model"]),
         rows=lambda wildcards: f"<experiment>/traces/{config['arms'][wildcards.arm]['traces']}/rows.parquet",
+        tokens_of=other_rows,
     output:
         manifest="<experiment>/trained/{arm}-seed{seed}/manifest.json",
         training="<experiment>/trained/{arm}-seed{seed}/training.json",
@@ -33,9 +34,10 @@ rule train:
         decides=lambda wildcards: deciding(settings_of.training_settings(config, wildcards.arm)),
         code=stage_code("train"),
         model=subpath(input.model, parent=True),
+        tokens_of=lambda wildcards, input: optional("--tokens-of", input.tokens_of),
         folder=subpath(output.manifest, parent=True),
         work=work("train", "{arm}-seed{seed}"),
     shell:
-        "rsd train --model {params.model:q} --rows {input.rows:q} --settings {params.settings:q}"
+        "rsd train --model {params.model:q} --rows {input.rows:q} {params.tokens_of:q} --settings {params.settings:q}"
         " --seed {wildcards.seed:q} --threads {threads}"
         " --output {params.folder:q} --work {params.work:q} --log {log:q}"
