@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from rsd.config import merge
+from rsd.config_schema import merge
 
 ROOT = Path(__file__).parents[1]
 POCKET_TINY = ("workflow/experiments/pocket.yaml", "tests/integration/pocket-tiny.yaml")

@@ -35,7 +35,7 @@ def shape(name: str) -> PreTrainedConfig:
     if name not in POCKET:
         raise ValueError(f"{name}: expected one of {', '.join(NAMES)}")
     # The demo's own recipe; only here, since a bare machine has not what reads the schema.
-    from rsd.config import fill_defaults, load_schema
+    from rsd.config_schema import fill_defaults, load_schema
     from rsd.pocket import make_tokenizer, new_model
 
     make = name.removeprefix("pocket-")

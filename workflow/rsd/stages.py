@@ -21,6 +21,8 @@ PLUMBING = (
     "bench_command",
     "cli",
     "config",
+    "config_checks",
+    "config_schema",
     "costs",
     "dequantise",
     "download",
