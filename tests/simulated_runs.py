@@ -7,7 +7,7 @@ like these, while there is one on the very problems that were drawn.
 
 With a gain, a share of the problems, picked at random, gives the first model that part of what it lacks there.
 
-By hand, the table of docs/method.md (about 15 minutes): PYTHONPATH=workflow python tests/simulated_runs.py 4000
+By hand, the table of docs/method.md (about half an hour): PYTHONPATH=workflow python tests/simulated_runs.py 4000
 """
 
 from __future__ import annotations
