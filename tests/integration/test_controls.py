@@ -37,6 +37,7 @@ CONFIG: dict[str, Any] = {
         "again": {"model": "trained", "traces": "again"},
         "tokens": {"model": "student", "traces": "prefixes", "training": {"tokens_of": "direct"}},
     },
+    "training": {"batch_size": 8, "micro_batch_size": 8},  # a filtered set has 12 rows
     "run": {"arms": ["base", "direct", "teachers", "prefixes", "filtered", "recoded", "again", "tokens"]},
 }
 

@@ -47,8 +47,8 @@ MADE: dict[str, Any] = {
 
 
 def paper(*changes: dict[str, Any]) -> c.Config:
-    """config.yaml without its question, with `changes` laid over it, not validated."""
-    merged = c.merge(PAPER, {"question": {"comparisons": None}})
+    """config.yaml with `changes` laid over it, not validated."""
+    merged = PAPER
     for change in changes:
         merged = c.merge(merged, change)
     return merged

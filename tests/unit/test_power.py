@@ -191,7 +191,7 @@ def test_an_assumption_that_is_no_number_is_refused(capsys: pytest.CaptureFixtur
 
 
 def test_a_single_arm_leaves_nothing_to_compare() -> None:
-    config = paper(run={"arms": ["base"]}, question={"comparisons": None})
+    config = paper(run={"arms": ["base"]})
     with pytest.raises(ValueError, match="runs one arm"):
         power.run_power(config, **HOME)
 

@@ -98,11 +98,29 @@ def test_the_question_is_quoted_with_its_rule() -> None:
     assert question.describe(settings) == {
         "text": "Does it help?",
         "comparisons": [["rsd", "base"]],
+        "left_out": [],
         "rule": "In each comparison, the first model helps if the 90 % interval, for problems like these, of its "
         "difference to the second in accuracy on the mean of the tasks lies above 0; it harms if the interval lies "
         "below 0; else this run cannot tell.",
     }
     assert "mean of the tasks" not in question.rule(settings_of("base", "rsd", tasks=("one",)))
+
+
+def test_comparisons_of_arms_that_do_not_run_are_left_out_and_named() -> None:
+    settings = settings_of("base", "direct", comparisons=[["rsd", "base"], ["base", "direct"]])
+    settings["question"]["text"] = "Does it help?"
+    assert question.asked(settings) == [("base", "direct")]
+    told = question.describe(settings)
+    assert (told["text"], told["left_out"]) == ("Does it help?", [["rsd", "base"]])
+
+
+def test_a_question_of_which_nothing_is_left_is_what_the_arms_suggest_in_other_words() -> None:
+    settings = settings_of("base", "direct", comparisons=[["rsd", "base"]])
+    settings["question"]["text"] = "Does RSD help?"
+    told = question.describe(settings)
+    assert told["comparisons"] == [["direct", "base"]]
+    assert told["text"] == "Which model is better: “Direct” or “Base”?"
+    assert told["left_out"] == [["rsd", "base"]]
 
 
 def test_a_question_without_words_names_the_models() -> None:

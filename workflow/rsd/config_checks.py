@@ -60,21 +60,12 @@ def reference_problems(config: Config) -> list[str]:
             check(f"reference.accuracy.{arm}.{task}", task, "tasks")
     for arm in config["reference"]["mean_relative_change"]:
         check(f"reference.mean_relative_change.{arm}", arm, "arms")
-    problems += _question_problems(config)
+    for index, comparison in enumerate(config["question"]["comparisons"] or ()):
+        for arm in comparison:
+            check(f"question.comparisons[{index}]", arm, "arms")
     if config["experiment"] in ("models", "datasets"):
         problems.append(f"experiment = {config['experiment']!r}: this folder of results/ is taken; choose another name")
     return problems
-
-
-def _question_problems(config: Config) -> list[str]:
-    arms = config["run"]["arms"]
-    return [
-        f"question.comparisons[{index}] = {comparison!r}: {arm!r} is not in run.arms, so this run cannot answer it; "
-        f"{suggest(arm, arms)}, or write comparisons: null for those that the arms suggest"
-        for index, comparison in enumerate(config["question"]["comparisons"] or ())
-        for arm in comparison
-        if arm not in arms
-    ]
 
 
 def _expression_problems(key: str, pattern: str | None) -> list[str]:

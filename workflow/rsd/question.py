@@ -16,17 +16,30 @@ Test = tuple[str, str, str]
 
 
 def asked(settings: Mapping[str, Any]) -> list[Pair]:
-    """The comparisons (arm, against) that answer the question: those of `question.comparisons`.
+    """The comparisons (arm, against) that answer the question: those of `question.comparisons` whose arms this run has.
 
-    Where it names none: every arm trained on RSD traces with the base and with direct distillation; every comparison
+    Where there is none: every arm trained on RSD traces with the base and with direct distillation; every comparison
     with the base where there is no such arm.
     """
-    if settings["question"]["comparisons"] is not None:
-        return [(arm, against) for arm, against in settings["question"]["comparisons"]]
+    if found := [pair for pair in _named(settings) if _runs(pair, settings)]:
+        return found
     method = {arm: entry["method"] for arm, entry in settings["arms"].items()}
     base, every = settings["base"], _usual_pairs(settings)
     found = [pair for pair in every if method[pair[0]] == "rsd" and (pair[1] == base or method[pair[1]] == "dataset")]
     return found or [pair for pair in every if pair[1] == base]
+
+
+def left_out(settings: Mapping[str, Any]) -> list[Pair]:
+    """The comparisons of `question.comparisons` that this run, without one of their arms, cannot make."""
+    return [pair for pair in _named(settings) if not _runs(pair, settings)]
+
+
+def _named(settings: Mapping[str, Any]) -> list[Pair]:
+    return [(arm, against) for arm, against in settings["question"]["comparisons"] or ()]
+
+
+def _runs(pair: Pair, settings: Mapping[str, Any]) -> bool:
+    return all(arm in settings["arms"] for arm in pair)
 
 
 def pairs(settings: Mapping[str, Any]) -> list[Pair]:
@@ -70,11 +83,17 @@ def families(settings: Mapping[str, Any], overall: str) -> tuple[list[Test], lis
 
 
 def describe(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The question as the report quotes it: `text`, `comparisons` [[arm, against], ...] and the `rule`."""
-    comparisons = asked(settings)
+    """The question as the report quotes it.
+
+    `text`, `comparisons` [[arm, against], ...], those `left_out` of it, and the `rule`.
+    """
+    comparisons, missing = asked(settings), left_out(settings)
+    # Words about comparisons none of which this run makes would be those of another run.
+    own = settings["question"]["text"] if len(missing) < len(_named(settings)) or not missing else ""
     return {
-        "text": settings["question"]["text"] or _text(comparisons, settings),
+        "text": own or _text(comparisons, settings),
         "comparisons": [list(pair) for pair in comparisons],
+        "left_out": [list(pair) for pair in missing],
         "rule": rule(settings),
     }
 

@@ -196,11 +196,13 @@ def reader_manifest(wildcards):
 
 
 def written_shards(wildcards):
-    """The attempts of a trace set that say who wrote each token: those of RSD alone."""
-    if config["traces"][wildcards.traces]["method"] != "rsd":
+    """The attempts behind a trace set that say who wrote each token: those of RSD alone."""
+    source = lineage.attempts_of(config, wildcards.traces)
+    if config["traces"][source]["method"] != "rsd":
         return []
-    shards = settings_of.shard_names(config, wildcards.traces)
-    return collect("<experiment>/traces/{traces}/{shard}.parquet", traces=wildcards.traces, shard=shards)
+    return collect(
+        "<experiment>/traces/{traces}/{shard}.parquet", traces=source, shard=settings_of.shard_names(config, source)
+    )
 
 
 def sample_shards(wildcards):
