@@ -20,7 +20,7 @@ TRACES = Counter(
 )
 MODELS = TRACES + Counter(train=6)
 SCORES = MODELS + Counter(prefetch_dataset=4, prepare_benchmark=4, evaluate=28, collect_scores=28)
-REPORT = SCORES + Counter(measure_overlap=1, compare=1, report=1)
+REPORT = SCORES + Counter(measure_overlap=1, analyse_tokens=4, compare=1, report=1)
 
 # Fails every import of what a plan must not need, and every connection.
 BLOCKER = """
@@ -71,7 +71,7 @@ def test_every_planned_command_is_one_that_the_package_understands(pipeline: Pip
     seen = set()
     for experiments, config in (((), everything), (POCKET_TINY, None)):
         pipeline.experiments = experiments
-        output = pipeline.run("--dry-run", "--printshellcmds", "all", "tokens", config=config).stdout
+        output = pipeline.run("--dry-run", "--printshellcmds", "all", config=config).stdout
         commands = shell_commands(output)
         rules = re.findall(r"^(?:local)?rule (\w+):$", output, flags=re.MULTILINE)
         assert len(commands) == sum(planned(output).values())
@@ -179,7 +179,7 @@ def test_the_workstation_profile_plans_and_a_wrong_profile_path_stops(pipeline: 
 
 def test_a_run_of_the_base_alone_makes_no_traces_and_trains_nothing(pipeline: Pipeline) -> None:
     run = {"arms": ["base"], "tasks": ["math500"]}
-    jobs = pipeline.plan(config={"run": run, "question": {"comparisons": None}})
+    jobs = pipeline.plan(config={"run": run})
     assert jobs == Counter(
         prefetch_model=1,
         prefetch_dataset=2,
