@@ -694,9 +694,11 @@ def test_the_terminal_shows_the_table_and_the_answers(paper: Folder) -> None:
     lines = report.terminal_table(paper.path / "comparison.csv").splitlines()
     assert lines[0].split() == ["accuracy,", "%", "aime24", "aime25", "gpqa_diamond", "math500", "mean"]
     assert len({len(line) for line in lines[:4]}) == 1
-    assert [line[0] for line in lines[5:]] == [
-        report.VERDICTS[entry["verdict"]][0] for entry in read_summary(paper.path / "comparison.json")["comparisons"]
-    ]
+    answers = read_summary(paper.path / "comparison.json")
+    assert len(answers["question"]["comparisons"]) == 2 < len(answers["comparisons"])
+    verdict = {(entry["arm"], entry["against"]): entry["verdict"] for entry in answers["comparisons"]}
+    asked = [verdict[arm, against] for arm, against in answers["question"]["comparisons"]]
+    assert [line[0] for line in lines[5:]] == [report.VERDICTS[entry][0] for entry in asked]
 
 
 # --- notes ---------------------------------------------------------------------------------------------------------

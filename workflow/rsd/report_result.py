@@ -343,7 +343,7 @@ def judged_view(scores: Mapping[str, Record], answers: Record) -> list[Record]:
 
 
 def terminal_table(comparison: Path) -> str:
-    """The main table and the answers as plain text, from comparison.csv and the comparison.json beside it."""
+    """The main table and the answers to the question as plain text, from comparison.csv and comparison.json beside it."""
     answers = read_summary(Path(comparison).with_suffix(".json"))
     columns = table_columns(answers)
     lines = [["accuracy, %", *(column["label"] for column in columns)]]
@@ -355,7 +355,7 @@ def terminal_table(comparison: Path) -> str:
         lines.append([entry["label"], *cells])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     table = ["  ".join(_aligned(cell, widths, place) for place, cell in enumerate(line)).rstrip() for line in lines]
-    said = [f"{VERDICTS[entry['verdict']][0]} {sentence(entry, answers)}" for entry in answers["comparisons"]]
+    said = [f"{VERDICTS[entry['verdict']][0]} {sentence(entry, answers)}" for entry in primary_entries(answers)]
     return "\n".join([*table, "", *said]) + "\n"
 
 
