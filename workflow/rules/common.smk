@@ -246,6 +246,11 @@ def as_json(settings):
     return json.dumps(settings, sort_keys=True)
 
 
+def in_order(settings):
+    """The same in the order of the configuration, in which arms and trace sets are shown."""
+    return json.dumps(settings)
+
+
 def deciding(settings):
     """The part of a slice that decides the result: lanes, schedule and device only decide how fast it comes.
 

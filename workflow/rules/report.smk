@@ -21,7 +21,7 @@ rule write_config:
     resources:
         **needs("write_config"),
     params:
-        settings=lambda wildcards: as_json(config),
+        settings=lambda wildcards: in_order(config),
     shell:
         "rsd write-config --settings {params.settings:q} --output {output.config:q} --log {log:q}"
 
@@ -49,7 +49,7 @@ rule compare:
     resources:
         **needs("compare"),
     params:
-        settings=lambda wildcards: as_json(settings_of.compare_settings(config)),
+        settings=lambda wildcards: in_order(settings_of.compare_settings(config)),
         code=stage_code("compare"),
         scores=scores_folder,
     shell:
@@ -105,7 +105,7 @@ rule report:
     resources:
         **needs("report"),
     params:
-        settings=lambda wildcards: as_json(settings_of.report_settings(config)),
+        settings=lambda wildcards: in_order(settings_of.report_settings(config)),
         code=stage_code("report"),
         scores=scores_folder,
         traces=beside_report("traces"),
