@@ -343,7 +343,7 @@ def judged_view(scores: Mapping[str, Record], answers: Record) -> list[Record]:
 
 
 def terminal_table(comparison: Path) -> str:
-    """The main table and the answers to the question as plain text, from comparison.csv and comparison.json beside it."""
+    """The main table and the answers to the question as plain text, from comparison.csv and the .json beside it."""
     answers = read_summary(Path(comparison).with_suffix(".json"))
     columns = table_columns(answers)
     lines = [["accuracy, %", *(column["label"] for column in columns)]]
