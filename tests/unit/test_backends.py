@@ -32,12 +32,7 @@ NUMBERS = [3, 12, 120, 4567, 5]
 MANY = [*NUMBERS, *range(20, 50)]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -108,6 +108,15 @@ def task_shard_names(config: Config, task: str) -> list[str]:
     return [f"shard-{index:03d}" for index in range(config["tasks"][task]["shards"])]
 
 
+def stated_problems(config: Config, task: str) -> int | None:
+    """How many problems of a benchmark are used, as far as the configuration says; None where it does not."""
+    entry = config["tasks"][task]
+    made = {"pocket://train": "train_problems", "pocket://test": "test_problems"}
+    source = config["datasets"][entry["dataset"]]["source"]
+    whole = entry["problems"] or (config["pocket"][made[source]] if source in made else None)
+    return min((count for count in (whole, entry["limit"]) if count), default=None)
+
+
 def is_gated(config: Config, task: str) -> bool:
     """Whether a benchmark's dataset is gated."""
     return config["datasets"][config["tasks"][task]["dataset"]]["gated"]

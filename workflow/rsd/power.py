@@ -23,7 +23,7 @@ from typing import Any
 
 from rsd import config as settings_of
 from rsd import question
-from rsd.config import Config
+from rsd.config import Config, stated_problems
 from rsd.formatting import given, number, signed
 from rsd.runtime import write_json
 from rsd.scores import MEAN
@@ -129,24 +129,16 @@ def assumed_accuracies(config: Config, accuracy: Numbers) -> tuple[dict[str, flo
 
 def count_problems(config: Config, task: str, results: Path) -> int:
     """How many problems of a task the experiment uses; ValueError with the remedy where that is not known yet."""
-    entry = config["tasks"][task]
     prepared = results / config["experiment"] / "data" / "benchmarks" / f"{task}.jsonl"
-    source = config["datasets"][entry["dataset"]]["source"]
-    made = {"pocket://train": "train_problems", "pocket://test": "test_problems"}
-    if entry["problems"] is not None:
-        known = entry["problems"]
-    elif prepared.exists():
+    if config["tasks"][task]["problems"] is None and prepared.exists():
         known = sum(1 for _ in prepared.open(encoding="utf-8"))
-    elif source in made:
-        known = config["pocket"][made[source]]
-    elif entry["limit"] is not None:
-        known = entry["limit"]
-    else:
+        return min(known, config["tasks"][task]["limit"] or known)
+    if (stated := stated_problems(config, task)) is None:
         raise ValueError(
             f"tasks.{task}.problems: missing, and {prepared} is not there yet, so the number of problems is not known; "
             "write it into the configuration, or prepare the benchmark first (snakemake --cores 1 data)"
         )
-    return min(known, entry["limit"] or known)
+    return stated
 
 
 def published_difference(config: Config, arm: str, against: str) -> float | None:

@@ -15,14 +15,7 @@ from rsd import lineage
 from rsd.config import Config
 
 # Rows of the public datasets, as their authors publish them.
-PUBLIC_ROWS = {
-    "simplescaling/s1K-1.1": 1000,
-    "simplescaling/s1K": 1000,
-    "HuggingFaceH4/aime_2024": 30,
-    "opencompass/AIME2025": 30,
-    "HuggingFaceH4/MATH-500": 500,
-    "Idavidrein/gpqa": 198,
-}
+PUBLIC_ROWS = {"simplescaling/s1K-1.1": 1000, "simplescaling/s1K": 1000}
 # Bytes that a token of an attempt takes at most: its columns in Parquet, and its line in the journal while a shard is
 # made (base64 of 13 bytes, and text).
 TRACE_BYTES, JOURNAL_BYTES = 17, 26
@@ -58,14 +51,10 @@ def count_problems(config: Config, results: Path) -> int | None:
     prepared = results / config["experiment"] / "data" / "problems.jsonl"
     if prepared.exists():
         return sum(1 for _ in prepared.open(encoding="utf-8"))
-    return _rows(config, config["problems"]["dataset"], config["problems"]["limit"])
-
-
-def _rows(config: Config, dataset: str, limit: int | None) -> int | None:
-    source = config["datasets"][dataset]["source"]
+    source = config["datasets"][config["problems"]["dataset"]]["source"]
     made = {"pocket://train": config["pocket"]["train_problems"], "pocket://test": config["pocket"]["test_problems"]}
     rows = made.get(source) or PUBLIC_ROWS.get(source.removeprefix("hf://").partition("@")[0])
-    return min(value for value in (rows, limit) if value) if rows or limit else None
+    return min((count for count in (rows, config["problems"]["limit"]) if count), default=None)
 
 
 def project(config: Config, speeds: Speeds, problems: int) -> list[Item]:
@@ -114,7 +103,7 @@ def _training(config: Config, arm: str, speeds: Speeds, problems: int) -> Item:
 
 
 def _evaluation(config: Config, task: str, speeds: Speeds) -> Item | None:
-    rows = _rows(config, config["tasks"][task]["dataset"], config["tasks"][task]["limit"])
+    rows = settings_of.stated_problems(config, task)
     if rows is None:
         return None
     models = sum(len(settings_of.arm_seeds(config, arm)) for arm in config["run"]["arms"])
