@@ -41,7 +41,7 @@ clean:
 	@bash envs/install.sh .venv/bin/python
 	@touch $@
 
-.venv/installed-dev: .venv/installed envs/requirements-dev.txt
+.venv/installed-dev: .venv/installed envs/requirements-dev.txt envs/requirements-kubernetes.txt
 	@echo "installing the packages of the tests into .venv"
-	@bash envs/install.sh .venv/bin/python --dev
+	@bash envs/install.sh .venv/bin/python --dev --kubernetes
 	@touch $@

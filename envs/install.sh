@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Installs the locked requirements and this project into the Python environment of the given interpreter.
 # Used by the Makefile and by envs/*.post-deploy.sh, so that all install the same:
-#   bash envs/install.sh .venv/bin/python [--dev | --vllm]
+#   bash envs/install.sh .venv/bin/python [--dev] [--kubernetes]
+#   bash envs/install.sh .venv/bin/python --vllm
+# --dev adds what the tests need, --kubernetes what workflow/profiles/kubernetes needs.
 # RSD_TORCH=cpu or RSD_TORCH=cuda chooses torch's build; without it, a machine with an NVIDIA driver gets cuda.
 set -euo pipefail
 
@@ -39,8 +41,8 @@ if [ "$build" != cpu ]; then
 fi
 
 "${install[@]}" --require-hashes --requirement "$lock.txt"
-if [ "${2:-}" = --dev ]; then
-    "${install[@]}" --require-hashes --requirement "$lock-dev.txt"
-fi
+for extra in "${@:2}"; do
+    "${install[@]}" --require-hashes --requirement "$lock-${extra#--}.txt"
+done
 "${install[@]}" --editable "$root"
 "$python" -m pip --disable-pip-version-check check

@@ -32,14 +32,16 @@ def main() -> None:
     """Writes the lock files, and their digests into the conda environments' scripts."""
     run = resolve(["requirements.in"])
     everything = resolve(["requirements.in", "requirements-dev.in"], pinned=run)
+    pods = resolve(["requirements.in", "requirements-kubernetes.in"], pinned=run)
     torch = run.pop("torch")
     if "+cpu" not in torch[0]:
         raise ValueError(
             f"pip chose torch {torch[0]}, which is no CPU build; let pip see one (PIP_FIND_LINKS, PIP_EXTRA_INDEX_URL)"
         )
     write("requirements.txt", "envs/requirements.in", with_hashes(run))
-    extra = {name: pin for name, pin in everything.items() if name not in run and name != "torch"}
-    write("requirements-dev.txt", "envs/requirements-dev.in", with_hashes(extra))
+    for name, pins in (("dev", everything), ("kubernetes", pods)):
+        extra = {package: pin for package, pin in pins.items() if package not in run and package != "torch"}
+        write(f"requirements-{name}.txt", f"envs/requirements-{name}.in", with_hashes(extra))
     write("requirements-cpu.txt", "envs/requirements.in", f"torch=={torch[0]} \\\n    --hash=sha256:{torch[1]}\n")
     write("requirements-cuda.txt", "envs/requirements.in", cuda(torch[0].partition("+")[0], run))
     wanted = (HERE / "requirements-vllm.in").read_text(encoding="utf-8")

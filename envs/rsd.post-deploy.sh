@@ -5,7 +5,7 @@ set -euo pipefail
 
 # Digest of the lock files, kept up to date by `make lock`: a new lock changes this file, and so Snakemake makes a new
 # environment.
-lock=034ab2be485d0820
+lock=4abea0ab8670b572
 
 root=${RSD_ROOT:-$PWD}
 if [ ! -f "$root/envs/install.sh" ]; then

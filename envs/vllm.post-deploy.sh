@@ -5,7 +5,7 @@ set -euo pipefail
 
 # Digest of the lock file, kept up to date by `make lock`: a new lock changes this file, and so Snakemake makes a new
 # environment.
-lock=f6acc40c80662371
+lock=1c8989960ec776a6
 
 root=${RSD_ROOT:-$PWD}
 if [ ! -f "$root/envs/install.sh" ]; then

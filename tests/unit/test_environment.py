@@ -17,6 +17,7 @@ ENVS = ROOT / "envs"
 LOCKS = (
     "requirements.txt",
     "requirements-dev.txt",
+    "requirements-kubernetes.txt",
     "requirements-cpu.txt",
     "requirements-cuda.txt",
     "requirements-vllm.txt",
@@ -57,7 +58,7 @@ def test_every_locked_package_has_one_version_and_hashes(name: str) -> None:
 def test_the_lock_keeps_what_the_requirements_ask_for() -> None:
     runtime = {**locked("requirements.txt"), **locked("requirements-cpu.txt")}
     locks = {"requirements.in": runtime}
-    locks |= {f"requirements-{name}.in": locked(f"requirements-{name}.txt") for name in ("dev", "vllm")}
+    locks |= {f"requirements-{name}.in": locked(f"requirements-{name}.txt") for name in ("dev", "kubernetes", "vllm")}
     for name, lock in locks.items():
         for package, version in wanted(name).items():
             assert package in lock, f"{package} of {name} is not locked; run make lock"
