@@ -142,6 +142,26 @@ def test_a_killed_supervisor_takes_the_stage_with_it(tmp_path):
     pytest.fail("the stage outlived its supervisor")
 
 
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Linux 5.3's process descriptors")
+def test_a_killed_snakemake_takes_the_stage_with_it_through_the_shell_between_them(tmp_path):
+    job = "import os, signal, sys, time\nfrom rsd.supervise import supervised\nfrom pathlib import Path\n"
+    job += "def stage():\n    signal.signal(signal.SIGTERM, lambda *_: (print('saved'), sys.exit(3)))\n"
+    job += "    print('up'); time.sleep(60); return 0\n"
+    job += f"sys.exit(supervised(Path({str(tmp_path / 'logs' / 'x.log')!r}), stage))\n"
+    (tmp_path / "job.py").write_text(job)
+    # Two commands, so that the shell stays between Snakemake and the stage.
+    (tmp_path / "snakemake").write_text(
+        f"import subprocess\nsubprocess.run(['bash', '-c', 'true; {sys.executable} {tmp_path}/job.py; true'])\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    snakemake = subprocess.Popen([sys.executable, tmp_path / "snakemake"], env=environment, stderr=subprocess.DEVNULL)
+    wait_for(tmp_path, "up")
+    snakemake.kill()
+    snakemake.wait()
+    log = wait_for(tmp_path, "saved")
+    assert "error: Snakemake has ended; run the same command again to go on" in log
+
+
 def wait_for(tmp_path, text: str) -> str:
     log = tmp_path / "logs" / "x.log"
     for _ in range(400):

@@ -7,6 +7,7 @@ or @FILE with it (JSON or YAML); `rsd settings` prints the slice for any stage o
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 import yaml
 
 from rsd import __version__, config, runtime
+from rsd.exclusive import PATIENCE_S, alone
 from rsd.supervise import supervised
 
 Arguments = argparse.Namespace
@@ -36,12 +38,40 @@ def main(argv: Sequence[str] | None = None) -> int:
         runtime.setup_logging()
         if not arguments.network:
             runtime.switch_hub_off()
-        arguments.run(arguments)
+        with contextlib.ExitStack() as stack:
+            for place in _made(arguments):
+                # What is fetched is shared by experiments, and kept: there is no hurry.
+                arguments.waited = stack.enter_context(alone(place, None if arguments.network else PATIENCE_S))
+            arguments.run(arguments)
         return 0
 
     if arguments.log is None:
         return stage()
     return supervised(arguments.log, stage)
+
+
+def _made(arguments: Arguments) -> list[Path]:
+    """What no other process may write while this stage runs: of several outputs the first stands for all.
+
+    A work folder stands for itself where it holds checkpoints; journals have locks of their own.
+    """
+    flags = next(flags for _, run, flags in STAGES.values() if run is arguments.run)
+    output = next(flag for flag in ("output", "html", "samples", "tokens", "verdicts", "rows") if flag in flags)
+    return [getattr(arguments, output), *([arguments.work] if arguments.run in (_train, _make_pocket) else [])]
+
+
+def _made_meanwhile(a: Arguments) -> bool:
+    """Whether another experiment has just finished this shared folder; made again, it would be incomplete meanwhile."""
+    from rsd.manifest import verify_manifest
+
+    if not a.waited:
+        return False
+    try:
+        verify_manifest(a.output, deep=False)
+    except (OSError, ValueError):
+        return False
+    print(f"{a.output} was made meanwhile", file=sys.stderr)
+    return True
 
 
 # --- the stages: each imports its module when it runs, so that `rsd --help` and Snakemake start at once -------------
@@ -51,6 +81,8 @@ def _prefetch(kind: str) -> Callable[[Arguments], None]:
     def run(a: Arguments) -> None:
         from rsd.hub import run_prefetch
 
+        if _made_meanwhile(a):
+            return
         run_prefetch(kind=kind, name=a.name, settings=a.settings, output=a.output)
 
     return run
@@ -59,6 +91,8 @@ def _prefetch(kind: str) -> Callable[[Arguments], None]:
 def _make_pocket(a: Arguments) -> None:
     from rsd.pocket import run_make_pocket
 
+    if _made_meanwhile(a):
+        return
     run_make_pocket(settings=a.settings, threads=a.threads, output=a.output, work=a.work)
 
 

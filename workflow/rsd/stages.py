@@ -27,6 +27,7 @@ PLUMBING = (
     "dequantise",
     "download",
     "emulation",
+    "exclusive",
     "graphs",
     "interruption",
     "journal",

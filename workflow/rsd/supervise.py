@@ -44,8 +44,19 @@ def supervised(log: Path, stage: Callable[[], int]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, _: os.kill(child, number))
     tee = _Tee(log, file)
-    while block := os.read(reader, 1 << 16):
-        tee.write(block)
+    snakemake = _snakemake_above()
+    watched = [reader] if snakemake is None else [reader, snakemake]
+    while True:
+        ready = select.select(watched, [], [])[0]
+        if snakemake in ready:
+            # The shell between the two lives on. What a job without Snakemake finished, Snakemake would make again.
+            watched.remove(snakemake)
+            tee.write(f"error: Snakemake has ended; {GO_ON}\n".encode())
+            os.kill(child, signal.SIGTERM)
+        if reader in ready:
+            if not (block := os.read(reader, 1 << 16)):
+                break
+            tee.write(block)
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
@@ -112,3 +123,20 @@ def _die_with_parent() -> None:
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+def _snakemake_above() -> int | None:
+    """A file descriptor that is ready to be read when the Snakemake that started this process has ended.
+
+    None where nothing above is Snakemake, and where the system has no such descriptors (Linux 5.3 has).
+    """
+    process = os.getppid()
+    try:
+        while process > 1:
+            words = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")[:3]
+            if any(os.path.basename(word) == b"snakemake" for word in words):
+                return os.pidfd_open(process)
+            process = int(Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()[1])
+    except (OSError, AttributeError):
+        pass
+    return None
