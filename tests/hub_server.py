@@ -5,9 +5,11 @@ Large files (`lfs`) are redirected to a second port, as the real hub redirects t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -34,6 +36,8 @@ class FakeHub:
     repositories: dict[str, Repository] = field(default_factory=dict)
     token: str = "hf_secretSecretSecret"
     cut_at: dict[str, int] = field(default_factory=dict)  # name -> the connection ends before this byte
+    wire: int | None = None  # so many bytes still leave, headers included, then every connection is cut
+    when_cut: Callable[[], None] = lambda: None
     served_instead: dict[str, bytes] = field(default_factory=dict)
     fail_with: list[int] = field(default_factory=list)  # statuses of the next answers
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -56,12 +60,41 @@ class FakeHub:
         return [request for request in self.requests if request["file"] and not request["redirected"]]
 
 
+class _Wire:
+    """What a connection sends, until the hub's wire is cut."""
+
+    def __init__(self, file: Any, hub: FakeHub) -> None:
+        self.file, self.hub = file, hub
+
+    def write(self, data: bytes) -> int:
+        if self.hub.wire is None:
+            return self.file.write(data)
+        sent, self.hub.wire = data[: self.hub.wire], max(self.hub.wire - len(data), 0)
+        self.file.write(sent)
+        if len(sent) < len(data):
+            self.hub.when_cut()
+            raise ConnectionAbortedError("cut")
+        return len(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
 def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def log_message(self, *_: object) -> None:
             pass
+
+        def setup(self) -> None:
+            super().setup()
+            self.wfile = _Wire(self.wfile, hub)  # type: ignore[assignment]
+
+        def handle(self) -> None:
+            # A client that was killed needs no traceback.
+            with contextlib.suppress(ConnectionError):
+                super().handle()
 
         def do_GET(self) -> None:
             path = unquote(urlsplit(self.path).path)

@@ -13,7 +13,7 @@ import numpy as np
 from rsd import config as configuration
 from rsd import report
 from rsd.compare import run_compare
-from rsd.records import ROWS, TOKENS, VERDICTS, write_jsonl, write_table
+from rsd.records import ROWS, TOKENS, VERDICTS, write_jsonl, write_record, write_table
 from rsd.runtime import write_json
 from synthetic_results import problem_id
 
@@ -161,7 +161,7 @@ class Folder:
     def change_summary(self, **changes: Any) -> None:
         """Lays `changes` over comparison.json."""
         path = self.path / "comparison.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        write_record(path, json.loads(path.read_text()) | changes)
 
     def report(self) -> tuple[str, str]:
         """The page and the Markdown."""

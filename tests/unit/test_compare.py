@@ -472,7 +472,7 @@ def test_a_truncated_file_is_refused_by_name(tmp_path: Path) -> None:
     write_small(tmp_path / "scores")
     path = tmp_path / "scores" / "rsd-seed0" / "two.parquet"
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ValueError, match=r"two\.parquet is truncated or corrupted"):
+    with pytest.raises(ValueError, match=r"two\.parquet is damaged"):
         compare(tmp_path, compare_settings())
 
 

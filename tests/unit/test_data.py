@@ -47,7 +47,7 @@ def dataset(folder: Path, files: dict[str, Any]) -> Path:
             case _ if isinstance(rows, bytes):
                 path.write_bytes(rows)
             case ".jsonl":
-                write_jsonl(path, rows)
+                write_jsonl(path, rows, checksum=False)
             case ".parquet":
                 pq.write_table(pa.Table.from_pylist(rows), path)
             case ".csv":

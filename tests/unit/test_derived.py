@@ -341,5 +341,5 @@ def test_damaged_rows_are_named(tmp_path: Path, student: Path) -> None:
     Run(tmp_path, random_rows(3), FILTER, student=student)
     path = tmp_path / "of.parquet"
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(ValueError, match=r"of\.parquet is truncated or corrupted"):
+    with pytest.raises(ValueError, match=r"of\.parquet is damaged"):
         Run(tmp_path, [], FILTER, student=student)

@@ -8,13 +8,14 @@ import json
 import logging
 import os
 import shutil
+import signal
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hub_server import FakeHub, Repository
@@ -121,6 +122,52 @@ def test_a_cut_download_goes_on_where_it_stopped(
     assert ranges["model.safetensors"] == "bytes=70000-"
     assert (tmp_path / "m/model.safetensors").read_bytes() == WEIGHTS
     assert not list((tmp_path / "m").rglob("*.partial"))
+
+
+# A little less than what the hub sends for MODEL, in bytes, with all headers.
+ON_THE_WIRE = len(WEIGHTS) + 1800
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(wire=st.one_of(st.integers(0, 3500), st.integers(0, ON_THE_WIRE)))
+def test_a_connection_cut_at_any_byte_costs_that_part_and_no_wrong_file(
+    server: FakeHub, tmp_path_factory: pytest.TempPathFactory, wire: int
+) -> None:
+    folder = tmp_path_factory.mktemp("cut") / "m"
+    server.wire = wire
+    with pytest.raises(ConnectionError, match="run again: it goes on where it stopped"):
+        fetch(folder, f"hf://org/model@{COMMIT}")
+    assert not (folder / "manifest.json").exists()
+    for path in folder.glob("[!.]*"):
+        assert path.read_bytes() == MODEL[path.name], "a part of a file has its name"
+    server.wire = None
+    fetch(folder, f"hf://org/model@{COMMIT}")
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "manifest.json"} == {
+        name: MODEL[name] for name in TAKEN
+    }
+
+
+@settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(wire=st.integers(0, ON_THE_WIRE))
+def test_a_download_killed_at_any_byte_goes_on(
+    server: FakeHub, tmp_path_factory: pytest.TempPathFactory, wire: int
+) -> None:
+    folder = tmp_path_factory.mktemp("killed") / "m"
+    server.wire = wire
+    child = os.fork()
+    if child == 0:
+        try:
+            fetch(folder, f"hf://org/model@{COMMIT}")
+        finally:
+            os._exit(1)
+    server.when_cut = lambda: os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    server.wire, server.when_cut = None, lambda: None
+    assert os.WIFSIGNALED(status), "it ended by itself, so this proves nothing"
+    fetch(folder, f"hf://org/model@{COMMIT}")
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "manifest.json"} == {
+        name: MODEL[name] for name in TAKEN
+    }
 
 
 def test_a_server_that_stumbles_is_asked_again(server: FakeHub, tmp_path: Path) -> None:

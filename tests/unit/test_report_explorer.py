@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rsd import report_explorer as explorer
-from rsd.records import VERDICTS, read_jsonl, read_table, write_table
+from rsd.records import VERDICTS, read_jsonl, read_table, write_jsonl, write_table
 from rsd.report_traces import REASONS, read_traces
 from synthetic_report import OVERLAP, paper_config, token_rows, write_problems, write_tokens, write_traces
 
@@ -185,13 +185,13 @@ def test_missing_files_leave_their_part_out(folder: Path) -> None:
 
 
 def test_without_problems_there_is_no_explorer(folder: Path) -> None:
-    (folder / "problems.jsonl").write_text("")
+    write_jsonl(folder / "problems.jsonl", [])
     assert view(folder)["reason"] == "the training problems are missing"
 
 
 def test_a_damaged_token_file_is_refused_by_name(folder: Path) -> None:
     (folder / "tokens" / "rsd" / "student.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(ValueError, match=r"student\.parquet is truncated or corrupted .*; delete the file"):
+    with pytest.raises(ValueError, match=r"student\.parquet is damaged .*; run the same command again"):
         view(folder)
 
 

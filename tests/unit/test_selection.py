@@ -456,7 +456,7 @@ def damaged(tmp_path: Path, damage: str) -> Path:
 @pytest.mark.parametrize("damage", ["truncated", "empty", "flipped"])
 def test_a_damaged_shard_is_named_with_a_remedy(tmp_path, damage):
     path = damaged(tmp_path, damage)
-    with pytest.raises(ValueError, match=r"shard-000\.parquet is truncated or corrupted.*run again"):
+    with pytest.raises(ValueError, match=r"shard-000\.parquet is damaged .*run the same command again"):
         list(read_attempts(path))
 
 

@@ -310,7 +310,7 @@ def test_missing_ids_are_refused(case: Case) -> None:
 def test_a_damaged_file_is_named_with_a_remedy(case: Case, name: str) -> None:
     path = case.folder / name
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ValueError, match=rf"{name} is truncated or corrupted .*; delete the file and run again"):
+    with pytest.raises(ValueError, match=rf"{name} is damaged .*; run the same command again"):
         case.run()
 
 

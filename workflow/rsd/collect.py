@@ -17,8 +17,7 @@ import pyarrow as pa
 
 from rsd.config import NOT_DECIDING
 from rsd.provenance import file_digest
-from rsd.records import JUDGEMENTS, SAMPLES, read_jsonl, read_provenance, read_table, write_table
-from rsd.runtime import write_json
+from rsd.records import JUDGEMENTS, SAMPLES, read_jsonl, read_provenance, read_table, write_record, write_table
 from rsd.samples import summarise
 
 LOG = logging.getLogger(__name__)
@@ -76,7 +75,7 @@ def run_collect_scores(
     }
     if judge is not None:
         score["judge"] = judged(table, judge)
-    write_json(scores, score | {"provenance": provenance})
+    write_record(scores, score | {"provenance": provenance})
     LOG.info(
         "%s: %.2f %% correct (%d problems x %d, of %d shards), %.1f %% cut, %.1f %% without an answer",
         *(task, 100 * metrics["avg"], len(ids), settings["repeats"], len(shards)),

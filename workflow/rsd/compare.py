@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rsd import question, significance, statistics
+from rsd.checksums import checked_path, verify
 from rsd.metrics import METRICS, Cell, read_cell
 from rsd.provenance import stamp
-from rsd.records import REMEDY
-from rsd.runtime import write_json, write_text
+from rsd.records import REMEDY, write_record
 from rsd.scores import ALL_SEEDS, MEAN, MISSING, Difference, Key, Scores, by_problem, difference, score_table
 from rsd.statistics import Estimate, Floats
 
@@ -86,9 +86,10 @@ def run_compare(*, scores: Path, settings: dict[str, Any], output: Path, summary
         LOG.warning("%s has no samples; its cells stay empty", name)
     table = score_table(cells, settings)
     rows = [*score_rows(table, settings), *difference_rows(table, settings)]
-    write_text(Path(output), to_csv(rows))
+    with checked_path(output) as temporary:
+        temporary.write_text(to_csv(rows), encoding="utf-8")
     inputs = {"/".join(key): files[key] for key in cells}
-    write_json(
+    write_record(
         Path(summary),
         summarise(rows, cells, settings)
         | {"missing": missing, "provenance": stamp(settings, inputs, settings["seed"])},
@@ -333,6 +334,7 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 def read_comparison(path: Path) -> list[Row]:
     """The rows of comparison.csv; ValueError naming the file and the remedy where it is another kind of file."""
+    verify(path)
     names = [field.name for field in fields(Row)]
     with open(path, encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
@@ -368,6 +370,7 @@ def _parse(record: Mapping[str, str]) -> Row:
 def read_summary(path: Path) -> dict[str, Any]:
     """comparison.json; ValueError naming the file and the remedy where it is no JSON object."""
     try:
+        verify(Path(path))
         summary = json.loads(Path(path).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is no valid JSON ({error}); {REMEDY}") from error

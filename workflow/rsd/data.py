@@ -23,8 +23,7 @@ from rsd.grading import is_gradable
 from rsd.manifest import MANIFEST, verify_manifest
 from rsd.prompts import dataset_trace, find_answer
 from rsd.provenance import stamp
-from rsd.records import ATTEMPTS, read_jsonl, write_jsonl, write_table
-from rsd.runtime import write_json
+from rsd.records import ATTEMPTS, read_jsonl, write_jsonl, write_record, write_table
 
 LOG = logging.getLogger(__name__)
 PROGRESS_SECONDS = 10.0
@@ -41,7 +40,7 @@ def run_prepare_problems(*, dataset: Path, settings: Mapping[str, Any], output: 
     """
     problems, counts = prepare(dataset, settings["dataset"], settings["limit"])
     write_jsonl(output, problems)
-    write_json(report, {**counts, "provenance": stamp(settings, {"dataset": dataset})})
+    write_record(report, {**counts, "provenance": stamp(settings, {"dataset": dataset})})
 
 
 def run_prepare_benchmark(*, dataset: Path, settings: Mapping[str, Any], output: Path) -> None:

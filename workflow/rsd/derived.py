@@ -30,8 +30,8 @@ from rsd.models import load_model, load_tokenizer, token_id, vocabulary_digest
 from rsd.prompts import encode_prompt
 from rsd.provenance import code_digest, settings_digest, stamp
 from rsd.recoding import Recoder
-from rsd.records import REMEDY, ROWS, read_jsonl, read_provenance, read_table, write_table
-from rsd.runtime import choose_device, set_threads, write_json
+from rsd.records import REMEDY, ROWS, read_jsonl, read_provenance, read_table, write_record, write_table
+from rsd.runtime import choose_device, set_threads
 from rsd.scoring import TokenScores, score_tokens
 from rsd.training_rows import token_lists
 
@@ -94,7 +94,7 @@ def run_derive_traces(
         settings["method"]: facts,
         "provenance": provenance,
     }
-    write_json(summary, report)
+    write_record(summary, report)
     LOG.info("%d of the %d rows of %s", len(made), len(taken), settings["of"])
 
 

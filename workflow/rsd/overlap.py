@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rsd.provenance import stamp
-from rsd.records import read_jsonl
-from rsd.runtime import write_json
+from rsd.records import read_jsonl, write_record
 
 LOG = logging.getLogger(__name__)
 
@@ -57,7 +56,7 @@ def run_measure_overlap(
         "tasks": tasks,
         "provenance": stamp(settings, {"problems": problems, **benchmarks}),
     }
-    write_json(output, report)
+    write_record(output, report)
 
 
 def compare(

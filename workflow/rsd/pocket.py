@@ -73,7 +73,7 @@ def run_make_pocket(*, settings: Mapping[str, Any], threads: int, output: Path, 
         make_model(settings=settings, threads=threads, output=output, work=work)
         kind = "model"
     elif make in ("train", "test"):
-        write_jsonl(output / f"{make}.jsonl", problems(settings, make))
+        write_jsonl(output / f"{make}.jsonl", problems(settings, make), checksum=False)
         kind = "dataset"
     else:
         known = ", ".join(f"pocket://{name}" for name in (*MODELS, "train", "test"))

@@ -1,7 +1,8 @@
 """The records on disk: one Parquet schema a kind, and their checked reading and writing.
 
 Token ids are the data and text is for people. Every list column of ATTEMPTS has one entry a token. A Parquet file
-carries its provenance in its schema metadata under `rsd`, and a checksum for every page.
+carries its provenance in its schema metadata under `rsd`, and a checksum for every page; beside every record stands a
+checksum of the whole file (`checksums`), which its readers check.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rsd.runtime import atomic_path
+from rsd.checksums import checked_path, verify
+from rsd.runtime import atomic_path, json_text
 
 # One generation of a trace.
 ATTEMPTS = pa.schema(
@@ -102,15 +104,16 @@ def write_table(
     table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows), schema=schema)
     metadata = {"rsd": json.dumps(provenance, sort_keys=True)}
     table = table.cast(schema).replace_schema_metadata(metadata)
-    with atomic_path(path) as temporary:
+    with checked_path(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 
 
 def read_table(path: Path, schema: pa.Schema) -> pa.Table:
-    """Reads a table of `schema`; every page is checked against its checksum.
+    """Reads a table of `schema`; the file is checked against its checksum, and so is every page.
 
     Raises ValueError naming the file and the remedy where it is truncated, corrupted or of another schema.
     """
+    verify(path)
     try:
         table = pq.read_table(path, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
@@ -122,13 +125,19 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     return table
 
 
-def read_provenance(path: Path) -> dict[str, Any]:
-    """The provenance stamp that `write_table` put into a Parquet file."""
+def read_provenance(path: Path, *, checked: bool = True) -> dict[str, Any]:
+    """The provenance stamp that `write_table` put into a Parquet file; ValueError where it is not the file written.
+
+    `checked` False reads the end of the file alone: for what no result depends on.
+    """
+    if checked:
+        verify(path)
     return json.loads(pq.read_schema(path).metadata[b"rsd"])
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Reads JSON Lines; ValueError naming file and line where one is no JSON object."""
+    """Reads JSON Lines; ValueError naming file and line where one is no JSON object, or the file is damaged."""
+    verify(path)
     records = []
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
@@ -142,8 +151,14 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def write_jsonl(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Writes one JSON object a line, atomically."""
-    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+def write_jsonl(path: Path, records: Sequence[Mapping[str, Any]], *, checksum: bool = True) -> None:
+    """Writes one JSON object a line, atomically; without a checksum where a manifest has it."""
+    with (checked_path if checksum else atomic_path)(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for record in records:
             file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_record(path: Path, value: Any) -> None:
+    """Writes JSON, indented, keys in the given order; NaN is refused (ValueError)."""
+    with checked_path(path) as temporary:
+        temporary.write_text(json_text(value), encoding="utf-8")

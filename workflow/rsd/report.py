@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from rsd.checksums import verify
 from rsd.compare import read_comparison, read_summary
 from rsd.config import token_analyses, trace_sets
 from rsd.records import REMEDY, read_jsonl
@@ -167,6 +168,7 @@ def agreement(scores: Path, answers: Record) -> dict[tuple[str, str], Record]:
 
 def count_agreement(path: Path) -> dict[str, int]:
     """How many samples of a file the two graders call right; ValueError naming the file where it is damaged."""
+    verify(path)
     try:
         table = pq.read_table(path, columns=["correct", "exact"], page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from rsd.checksums import verify
 from rsd.records import REMEDY, TOKENS, read_table
 from rsd.report_traces import METHODS, REASONS, TraceFiles, root_of
 
@@ -266,6 +267,7 @@ def _by_set(kinds: Mapping[Pair, dict[str, str]]) -> Iterable[tuple[str, dict[st
 
 def read_kinds(path: Path) -> dict[str, str]:
     """Problem id -> kind of its row, of a TOKENS file; ValueError naming it where it is damaged."""
+    verify(path)
     try:
         table = pq.read_table(path, columns=["problem_id", "kind"], page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:

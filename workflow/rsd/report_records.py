@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rsd.checksums import verify
 from rsd.formatting import MISSING
 from rsd.records import REMEDY
 
@@ -22,6 +23,7 @@ Record = dict[str, Any]
 def read_record(path: Path) -> Record:
     """A JSON record of a stage; empty where the file is missing, ValueError naming it where it is no JSON object."""
     try:
+        verify(Path(path))
         record = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         LOG.warning("%s is not there; its part of the report says so", path)

@@ -21,13 +21,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from rsd.checksums import verify
 from rsd.counting import count_kinds, lengths, over_block, quantiles, share
 from rsd.grading import grade, is_gradable
 from rsd.models import load_tokenizer, vocabulary_digest
 from rsd.prompts import count_think_close, encode_prompt, extract_answer
 from rsd.provenance import stamp
-from rsd.records import ATTEMPTS, REMEDY, ROWS, VERDICTS, read_jsonl, read_provenance, write_table
-from rsd.runtime import write_json
+from rsd.records import ATTEMPTS, REMEDY, ROWS, VERDICTS, read_jsonl, read_provenance, write_record, write_table
 
 LOG = logging.getLogger(__name__)
 PROGRESS_SECONDS = 10.0
@@ -109,7 +109,7 @@ def run_select_traces(
     }
     write_table(verdicts, judged, VERDICTS, provenance)
     write_table(rows, chosen, ROWS, {**provenance, "vocabulary": vocabulary_digest(tokenizer)})
-    write_json(summary, report)
+    write_record(summary, report)
     LOG.info("%d rows; attempts: %s", len(chosen), _listing(reasons))
 
 
@@ -277,6 +277,7 @@ def read_attempts(path: Path) -> Iterator[dict[str, Any]]:
 
     Raises ValueError naming the file and the remedy where it is truncated, corrupted or of another schema.
     """
+    verify(path)
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             if not file.schema_arrow.equals(ATTEMPTS, check_metadata=False):

@@ -19,6 +19,7 @@ PLUMBING = (
     "access",
     "bench",
     "bench_command",
+    "checksums",
     "cli",
     "config",
     "config_checks",

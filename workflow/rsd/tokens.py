@@ -23,13 +23,24 @@ from numpy.typing import NDArray
 from transformers import AutoConfig, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
+from rsd.checksums import verify
 from rsd.journal import Journal
 from rsd.manifest import MANIFEST, verify_manifest
 from rsd.models import load_model, load_tokenizer, vocabulary_digest
 from rsd.pieces import decoder, spell, split_text
 from rsd.provenance import code_digest, file_digest, settings_digest, stamp
-from rsd.records import ATTEMPTS, REMEDY, ROWS, TOKENS, read_jsonl, read_provenance, read_table, write_table
-from rsd.runtime import choose_device, set_threads, write_json
+from rsd.records import (
+    ATTEMPTS,
+    REMEDY,
+    ROWS,
+    TOKENS,
+    read_jsonl,
+    read_provenance,
+    read_table,
+    write_record,
+    write_table,
+)
+from rsd.runtime import choose_device, set_threads
 from rsd.scoring import TokenScores, score_tokens
 from rsd.token_summary import Scored, summarise
 from rsd.vocabulary import token_ids
@@ -99,7 +110,7 @@ def run_analyse_tokens(
         **summarise(scored, threshold=settings["threshold"], spell=lambda token: spell(tokenizer, token)),
         "provenance": provenance,
     }
-    write_json(summary, report)
+    write_record(summary, report)
     # The scores stay for another threshold; those of earlier settings go.
     for other in set(path.parent.glob("*.journal")) - {path}:
         other.unlink()
@@ -190,6 +201,7 @@ def _attempts(
     """(problem id, attempt), (tokens, flags) of those attempts of a shard that are wanted."""
     ids = pa.array(sorted({problem for problem, _ in wanted}), pa.string())
     columns = ["problem_id", "attempt", "tokens", "fallback"]
+    verify(path)
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             if not file.schema_arrow.equals(ATTEMPTS, check_metadata=False):

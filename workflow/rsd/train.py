@@ -39,8 +39,8 @@ from rsd.interruption import Interruption
 from rsd.manifest import verify_manifest, write_manifest
 from rsd.models import load_model, load_tokenizer, vocabulary_digest
 from rsd.provenance import settings_digest, stamp
-from rsd.records import read_provenance
-from rsd.runtime import choose_device, explain_os_error, set_threads, write_json
+from rsd.records import read_provenance, write_record
+from rsd.runtime import choose_device, explain_os_error, set_threads
 from rsd.stages import stage_code
 from rsd.training_rows import IGNORED, TrainingRows, read_training_rows
 from rsd.training_steps import EpochOrder, Plan, plan_steps, plan_tokens, tokens_seen
@@ -494,7 +494,7 @@ def write_trained_model(
             provenance=record["provenance"]["settings"],
         )
         # After the manifest: it holds times, and equal models must have equal manifests. The rename makes both final.
-        write_json(temporary / "training.json", record)
+        write_record(temporary / "training.json", record)
         if output.exists():
             shutil.rmtree(output)
         temporary.replace(output)

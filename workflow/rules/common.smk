@@ -13,6 +13,7 @@ sys.path.insert(0, os.path.join(workflow.basedir, "workflow"))
 from rsd import config as settings_of
 from rsd import lineage
 from rsd.access import check_access
+from rsd.checksums import set_aside_damaged
 from rsd.stages import stage_code
 
 try:
@@ -267,3 +268,13 @@ def optional(flag, paths, of=str):
 def named(flag, names, paths):
     """`flag NAME=PATH` for each, as a list of words."""
     return [word for name, path in zip(names, paths, strict=True) for word in (flag, f"{name}={path}")]
+
+
+# --- damaged files ---
+
+# They must be missing before it is decided what to make. Jobs of a cluster start a Snakemake of their own.
+if workflow.is_main_process:
+    shared = [os.path.join("results", kind, name) for kind in ("models", "datasets") for name in keys(kind)]
+    dry = workflow.output_settings is not None and workflow.output_settings.dryrun
+    for line in set_aside_damaged(os.path.join("results", config["experiment"]), shared, rename=not dry):
+        print(line, file=sys.stderr)
