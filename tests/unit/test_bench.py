@@ -17,10 +17,12 @@ from rsd.decode import generate_rsd
 from rsd.emulation import Emulation, emulate
 from rsd.law import Law, Sampling
 from rsd.packing import pack
-from rsd.projection import Speeds, count_problems, disk_bytes, project
+from rsd.projection import disk_bytes, project
 from rsd.schedule import LOCK_STEP, Schedule, Scheduler
 from rsd.shapes import SHAPES, random_model, shape_of
+from rsd.speeds import Speeds, measured
 from rsd.vocabulary import Alignment
+from rsd.workload import count_problems
 
 LAW = Law(0.01, 5, Sampling(1.0, 20, 1.0), 20, Sampling(1.0, 20, 1.0))
 ROOT = Path(__file__).parents[2]
@@ -120,13 +122,15 @@ def paper():
     return config.load([ROOT / "config.yaml"])
 
 
+def projected(configuration, results, rsd=1000.0, student=2000.0, teacher=500.0, reading=8000.0):
+    """The items by name, at speeds measured with the configured pair."""
+    speed = measured(configuration, Speeds(rsd, student, teacher, reading), ("student", "teacher"), results / "models")
+    return {item.what: item for item in project(configuration, speed, results)}
+
+
 def test_the_projection_of_the_paper_adds_up(paper, tmp_path):
-    problems = count_problems(paper, tmp_path)
-    assert problems == 1000
-    items = {
-        item.what: item
-        for item in project(paper, Speeds(rsd=1000.0, student=2000.0, teacher=500.0, reading=8000.0), problems)
-    }
+    assert count_problems(paper, tmp_path) == 1000
+    items = projected(paper, tmp_path)
     assert items["traces rsd"].tokens == 1000 * 16 * 7168
     assert items["traces rsd"].seconds == 1000 * 16 * 7168 / 1000.0
     assert "traces direct" not in items
@@ -135,17 +139,22 @@ def test_the_projection_of_the_paper_adds_up(paper, tmp_path):
     # base once, two trained arms three times.
     assert items["evaluation aime24"].tokens == 7 * 30 * 64 * 16384
     assert items["evaluation aime24"].seconds == 7 * 30 * 64 * 16384 / 2000.0
-    assert set(items) == {"traces rsd", "training direct", "training rsd"} | {
+    # The rows of 100 problems, read once by the model before training and after; those of RSD fit their context.
+    assert items["analysis rsd by student"].tokens == items["analysis rsd by rsd-seed0"].tokens == 100 * 8192
+    assert items["analysis rsd by student"].seconds == 100 * 8192 / 8000.0
+    analyses = {f"analysis {arm} by {reader}" for arm in ("rsd", "direct") for reader in ("student", f"{arm}-seed0")}
+    assert set(items) == {"traces rsd", "training direct", "training rsd"} | analyses | {
         f"evaluation {task}" for task in ("aime24", "aime25", "gpqa_diamond", "math500")
     }
-    disk = disk_bytes(paper, {"student": 600, "teacher": 7000}, problems)
-    assert disk["models downloaded"] == 2 * 7600
-    assert disk["trained models"] == 6 * 2 * 600
+    disk = disk_bytes(paper, tmp_path)
+    student, teacher = 596_049_920, 7_615_616_512
+    assert disk["models downloaded or made"] == 2 * (student + teacher)
+    assert disk["trained models"] == 6 * 2 * student
 
 
-def test_the_projection_of_controls_counts_each_generation_once_and_every_training():
+def test_the_projection_of_controls_counts_each_generation_once_and_every_training(tmp_path):
     controls = config.load([ROOT / "config.yaml", ROOT / "workflow/experiments/controls.yaml"])
-    items = {item.what: item for item in project(controls, Speeds(1000.0, 2000.0, 500.0, 8000.0), 1000)}
+    items = projected(controls, tmp_path)
     attempts = 1000 * 16 * 7168
     assert {name: items[f"traces {name}"].seconds for name in ("rsd", "own", "teacher-own")} == {
         "rsd": attempts / 1000.0,
@@ -156,14 +165,13 @@ def test_the_projection_of_controls_counts_each_generation_once_and_every_traini
     assert items["traces direct-by-share"].seconds == 1000 * 8192 / 8000.0
     assert not {"traces rsd-prefix", "traces direct-prefix", "traces direct"} & set(items)
     assert items["training rsd-tokens"].tokens == items["training direct"].tokens
-    assert "as many as direct" in items["training rsd-tokens"].how
-    assert disk_bytes(controls, {"student": 600, "teacher": 7000}, 1000)["traces"] == 3 * attempts * 17
+    assert disk_bytes(controls, tmp_path)["traces"] == 3 * attempts * 17
 
 
-def test_a_model_that_is_trained_for_others_is_projected_with_its_own_seeds():
+def test_a_model_that_is_trained_for_others_is_projected_with_its_own_seeds(tmp_path):
     iterative = config.load([ROOT / "config.yaml", ROOT / "workflow/experiments/iterative.yaml"])
     alone = config.validate(config.merge(iterative, {"run": {"arms": ["base", "rsd-2"]}}))
-    items = {item.what: item for item in project(alone, Speeds(1.0, 1.0, 1.0, 1.0), 1000)}
+    items = projected(alone, tmp_path)
     assert items["training rsd"].tokens * 3 == items["training rsd-2"].tokens
     assert {"traces rsd", "traces rsd-2"} < set(items)
 

@@ -608,7 +608,11 @@ def test_every_key_decides_something() -> None:
             else:
                 unused[pattern] = ".".join(path)
     # What the rules and the report read from the whole configuration.
-    elsewhere = {"jobs_at_once": "workflow/rules/common.smk", "run.gated": "workflow/rsd/config.py"}
+    elsewhere = {
+        "jobs_at_once": "workflow/rules/common.smk",
+        "run.gated": "workflow/rsd/config.py",
+        "models.*.parameters": "workflow/rsd/sizes.py",
+    }
     for pattern, file in elsewhere.items():
         assert pattern.rpartition(".")[2] in (ROOT / file).read_text(encoding="utf-8"), f"{file} ignores {pattern}"
     assert {pattern: where for pattern, where in unused.items() if pattern not in used} == {

@@ -26,12 +26,14 @@ from rsd.memory import free_bytes
 from rsd.models import load_model, load_tokenizer
 from rsd.planning import pair_lane_bytes, plan_pair
 from rsd.pocket import make_tokenizer, new_model
-from rsd.projection import Speeds, count_problems, disk_bytes, project, training_bytes
+from rsd.projection import disk_bytes, project, training_bytes
 from rsd.runtime import choose_device, set_threads, write_json
 from rsd.schedule import BLOCKS, Costs, describe
 from rsd.shapes import random_model, shape_of
+from rsd.speeds import Speeds, measured
 from rsd.traces import law_of
 from rsd.vocabulary import Alignment, align
+from rsd.workload import count_problems
 
 LOG = logging.getLogger(__name__)
 RESULTS = Path("results")
@@ -92,6 +94,7 @@ def run_bench(
         "student_alone": student_alone.runs,
         "schedules": [_timing_facts(timing) for timing in timings],
         "best": describe(best.schedule),
+        "speeds": vars(speeds),
         "memory": {
             "weights": sum(parameters[s] * m.dtype.itemsize for s, m in (("student", student), ("teacher", teacher))),
             "a lane": each.total,
@@ -101,8 +104,10 @@ def run_bench(
         },
     }
     if problems is not None:
-        facts["projection"] = [vars(item) for item in project(config, speeds, problems)]
-        facts["disk"] = disk_bytes(config, parameters, problems)
+        pair = (settings["student"]["name"], settings["teacher"]["name"])
+        speed = measured(config, speeds, pair, RESULTS / "models")
+        facts["projection"] = [vars(item) for item in project(config, speed, RESULTS)]
+        facts["disk"] = disk_bytes(config, RESULTS)
     if output is not None:
         write_json(output, facts)
     return _text(facts)

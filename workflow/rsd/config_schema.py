@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -23,8 +24,9 @@ SCHEMA_PATH = Path(__file__).parents[1] / "schemas" / "config.schema.yaml"
 INHERITING = ("models", "traces")
 
 
+@functools.cache
 def load_schema() -> dict[str, Any]:
-    """The JSON schema of the configuration, the only place of every default."""
+    """The JSON schema of the configuration, the only place of every default; read once, and not to be changed."""
     return yaml.safe_load(SCHEMA_PATH.read_text(encoding="utf-8"))
 
 

@@ -1,137 +1,156 @@
-"""What a configured experiment will take, from measured speeds: time, memory and disk. Sums, nothing is run.
+"""What a configured experiment will take: time and disk, from speeds. Sums, nothing is run.
 
-Upper bounds where a configuration gives only limits: every generation is counted at its longest. A bound can therefore
-be several times the truth, and never less, unless the speed falls.
+Upper bounds where a configuration gives only limits: every generation is counted at its longest. Such a bound can be
+several times the truth, and is never less, unless the speed falls. With typical lengths the same sums are expectations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from rsd import config as settings_of
 from rsd import lineage
 from rsd.config import Config
+from rsd.sizes import ITEM_BYTES, shape_of_model
+from rsd.speeds import Speed
+from rsd.workload import BOUND, Jobs, Typical, Work, jobs, outside_models
 
-# Rows of the public datasets, as their authors publish them.
-PUBLIC_ROWS = {"simplescaling/s1K-1.1": 1000, "simplescaling/s1K": 1000}
 # Bytes that a token of an attempt takes at most: its columns in Parquet, and its line in the journal while a shard is
 # made (base64 of 13 bytes, and text).
 TRACE_BYTES, JOURNAL_BYTES = 17, 26
 TEXT_BYTES = 5  # of a sample
-# Forward passes that a trained token costs: forward, backward twice that, and forward again for checkpointing.
-TRAINING_PASSES, CHECKPOINTED = 3, 4
-# Bytes a parameter takes while it is trained: float32 weight, two moments, gradient; and in a checkpoint on disk.
-TRAINING_BYTES, CHECKPOINT_BYTES = 16, 12
+SCORE_BYTES = 40  # of a token that is analysed: its row in Parquet, and its line in the journal
+# Bytes a parameter takes while it is trained: float32 weight, two moments, gradient; in a checkpoint on disk; and as it
+# is downloaded or saved.
+TRAINING_BYTES, CHECKPOINT_BYTES, PUBLISHED_BYTES = 16, 12, 2
+# Checkpoints that are on disk at once.
+KEPT_CHECKPOINTS = 2
+# What a job needs to begin: Python and its libraries, and bytes of weights that are read a second. Stated.
+START_SECONDS, LOADING_BYTES = 30.0, 2e8
 
-
-@dataclass(frozen=True)
-class Speeds:
-    """Tokens a second of this machine, all lanes together."""
-
-    rsd: float
-    student: float  # sampled alone
-    teacher: float  # likewise
-    reading: float  # the student's forward pass over many tokens at once
+WHAT = {
+    "make_pocket_model": "making",
+    "generate_traces": "traces",
+    "derive_traces": "traces",
+    "train": "training",
+    "evaluate": "evaluation",
+    "analyse_tokens": "analysis",
+}
 
 
 @dataclass(frozen=True)
 class Item:
-    """A line of the projection: tokens at most, the seconds they take, and how that was reckoned."""
+    """A line of the projection: what, the rule and number of its jobs, its tokens, the seconds that its models take and
+    those of starting the jobs (all of them one after another), and how that was reckoned."""
 
     what: str
+    stage: str
+    jobs: int
     tokens: int
     seconds: float
+    starts: float
     how: str
 
 
-def count_problems(config: Config, results: Path) -> int | None:
-    """How many training problems there are: those prepared already, the configured limit, or the dataset's size."""
-    prepared = results / config["experiment"] / "data" / "problems.jsonl"
-    if prepared.exists():
-        return sum(1 for _ in prepared.open(encoding="utf-8"))
-    source = config["datasets"][config["problems"]["dataset"]]["source"]
-    made = {"pocket://train": config["pocket"]["train_problems"], "pocket://test": config["pocket"]["test_problems"]}
-    rows = made.get(source) or PUBLIC_ROWS.get(source.removeprefix("hf://").partition("@")[0])
-    return min((count for count in (rows, config["problems"]["limit"]) if count), default=None)
+def project(config: Config, speed: Speed, results: Path, typical: Typical = BOUND) -> list[Item]:
+    """All that models do in the configured run, with its most tokens (or the `typical` ones) and their time."""
+    items: dict[str, Item] = {}
+    for entry in jobs(config, results, typical):
+        if entry.whole is None:
+            continue
+        # All models of a task stand on one line.
+        name = entry.name.partition("/")[2] if entry.stage == "evaluate" else entry.name.replace("/", " by ")
+        what = f"{WHAT[entry.stage]} {name}"
+        item = _item(config, what, entry, speed, results)
+        items[what] = _sum(items[what], item) if what in items else item
+    return list(items.values())
 
 
-def project(config: Config, speeds: Speeds, problems: int) -> list[Item]:
-    """Traces, training and evaluation of the configured run, each with its most tokens and their time."""
-    items = [
-        *(_traces(config, name, speeds, problems) for name in settings_of.trace_sets(config)),
-        *(_training(config, arm, speeds, problems) for arm in dict.fromkeys(arm for arm, _ in lineage.trained(config))),
-        *(_evaluation(config, task, speeds) for task in config["run"]["tasks"]),
+def _item(config: Config, what: str, entry: Jobs, speed: Speed, results: Path) -> Item:
+    assert entry.whole is not None
+    assert entry.each is not None
+    starts = entry.count * start_seconds(config, entry.each, results)
+    tokens = entry.whole.tokens
+    return Item(what, entry.stage, entry.count, tokens, seconds(entry.each, speed, tokens), starts, _how(entry))
+
+
+def _sum(one: Item, other: Item) -> Item:
+    return Item(
+        one.what,
+        one.stage,
+        one.jobs + other.jobs,
+        one.tokens + other.tokens,
+        one.seconds + other.seconds,
+        one.starts + other.starts,
+        one.how if one.how == other.how else f"{one.how}; {other.how}",
+    )
+
+
+def seconds(work: Work, speed: Speed, tokens: int | None = None) -> float:
+    """How long the models of a job work, or those of several such jobs on `tokens` in all; time limits come from it."""
+    return work.passes * (work.tokens if tokens is None else tokens) / speed(work)
+
+
+def start_seconds(config: Config, work: Work, results: Path) -> float:
+    """What passes before a job's models do anything."""
+    weights = sum(shape_of_model(config, name, results / "models").parameters for name in work.models) * 4
+    return START_SECONDS + weights / LOADING_BYTES
+
+
+def _how(entry: Jobs) -> str:
+    work = entry.whole
+    assert work is not None
+    length = f"{work.length:g} tokens"
+    match entry.stage:
+        case "generate_traces":
+            return f"{work.sequences} attempts of {length}"
+        case "derive_traces" | "analyse_tokens":
+            return f"{work.rows} rows of {length}, read once"
+        case "train":
+            epochs = work.repeats // entry.count
+            return f"{entry.count} seeds x {epochs} epochs x {work.rows} rows of {length}; {work.passes} passes"
+        case "evaluate":
+            return f"{work.rows} problems x {work.repeats} samples of {length}"
+        case _:
+            return f"{work.rows} steps of {work.repeats} problems; {work.passes} passes"
+
+
+def disk_bytes(config: Config, results: Path, typical: Typical = BOUND) -> dict[str, int]:
+    """Bytes on disk: models that are downloaded or made, attempts, trained models, checkpoints, samples, analyses."""
+    found = jobs(config, results, typical)
+
+    def parameters(*names: str) -> list[int]:
+        return [shape_of_model(config, name, results / "models").parameters for name in names]
+
+    def tokens(*stages: str) -> int:
+        return sum(entry.whole.tokens for entry in found if entry.stage in stages and entry.whole)
+
+    outside = {settings_of.model_key(config, name): name for name in outside_models(config)}
+    trained = [(arm, config["arms"][arm]["model"]) for arm, _ in lineage.trained(config)]
+    saved = [
+        size * ITEM_BYTES[settings_of.training_settings(config, arm)["dtype"]]
+        for (arm, _), size in zip(trained, parameters(*(model for _, model in trained)), strict=True)
     ]
-    return [item for item in items if item is not None]
-
-
-def _traces(config: Config, name: str, speeds: Speeds, problems: int) -> Item | None:
-    traces = config["traces"][name]
-    if traces["method"] == "filter":
-        tokens = problems * traces["context"]
-        how = f"{problems} rows of at most {traces['context']} tokens, read once"
-        return Item(f"traces {name}", tokens, tokens / speeds.reading, how)
-    if not _generated(traces):
-        return None
-    attempts = problems * traces["attempts"]
-    tokens = attempts * traces["max_new_tokens"]
-    # Another model than the student is taken for as slow as the teacher.
-    alone = speeds.student if traces["sampled"] is None else speeds.teacher
-    speed = speeds.rsd if traces["method"] == "rsd" else alone
-    how = f"{attempts} attempts of at most {traces['max_new_tokens']} tokens"
-    return Item(f"traces {name}", tokens, tokens / speed, how)
-
-
-def _generated(traces: Config) -> bool:
-    """Whether a trace set has attempts that a model writes."""
-    return traces["method"] in ("rsd", "sample")
-
-
-def _training(config: Config, arm: str, speeds: Speeds, problems: int) -> Item:
-    training = settings_of.training_settings(config, arm)
-    seeds = sum(name == arm for name, _ in lineage.trained(config))
-    # An arm that takes another's number of tokens takes no more than that one's most.
-    counted = training["tokens_of"] or training
-    tokens = seeds * counted["epochs"] * problems * counted["block_size"]
-    passes = CHECKPOINTED if training["gradient_checkpointing"] else TRAINING_PASSES
-    how = f"{seeds} seeds x {counted['epochs']} epochs of at most {counted['block_size']} tokens a row; {passes} passes"
-    if training["tokens_of"]:
-        how = f"as many as {counted['arm']}: {how}"
-    return Item(f"training {arm}", tokens, passes * tokens / speeds.reading, how)
-
-
-def _evaluation(config: Config, task: str, speeds: Speeds) -> Item | None:
-    rows = settings_of.stated_problems(config, task)
-    if rows is None:
-        return None
-    models = sum(len(settings_of.arm_seeds(config, arm)) for arm in config["run"]["arms"])
-    context = config["profiles"][config["evaluation"]["profile"]]["context"]
-    samples = models * rows * config["tasks"][task]["repeats"]
-    tokens = samples * context
-    how = f"{models} models x {rows} problems x {config['tasks'][task]['repeats']} samples of at most {context} tokens"
-    return Item(f"evaluation {task}", tokens, tokens / speeds.student, how)
-
-
-def disk_bytes(config: Config, parameters: Mapping[str, int], problems: int) -> dict[str, int]:
-    """Bytes on disk at most: downloaded models (`parameters`: student, teacher), traces, trained models, samples."""
-    attempts = {"traces": 0, "journals": 0}
-    for name in settings_of.trace_sets(config):
-        traces = config["traces"][name]
-        if _generated(traces):
-            tokens = problems * traces["attempts"] * traces["max_new_tokens"]
-            attempts["traces"] += tokens * TRACE_BYTES
-            attempts["journals"] = max(attempts["journals"], tokens // traces["shards"] * JOURNAL_BYTES)
-    trained = len(lineage.trained(config))
-    samples = sum(item.tokens for item in project(config, Speeds(1, 1, 1, 1), problems) if item.what.startswith("eval"))
+    largest = max(parameters(*(model for _, model in trained)), default=0)
+    shares = [entry.each.tokens for entry in found if entry.stage == "generate_traces" and entry.each]
     return {
-        "models downloaded": 2 * sum(parameters.values()),
-        **attempts,
-        "trained models": 2 * trained * parameters["student"],
-        "a checkpoint while one trains": CHECKPOINT_BYTES * parameters["student"],
-        "samples": samples * TEXT_BYTES,
+        "models downloaded or made": sum(
+            size * stored_bytes(config, name)
+            for name, size in zip(outside.values(), parameters(*outside.values()), strict=True)
+        ),
+        "traces": tokens("generate_traces") * TRACE_BYTES,
+        "a journal while a shard is made": max(shares, default=0) * JOURNAL_BYTES,
+        "trained models": sum(saved),
+        "checkpoints while one trains": KEPT_CHECKPOINTS * CHECKPOINT_BYTES * largest,
+        "samples": tokens("evaluate") * TEXT_BYTES,
+        "token analyses": tokens("analyse_tokens") * SCORE_BYTES,
     }
+
+
+def stored_bytes(config: Config, model: str) -> int:
+    """Bytes of a parameter in a model's folder: models are published in 16 bit; what is made here is in float32."""
+    return PUBLISHED_BYTES if config["models"][model]["source"].startswith(("hf://", "path:")) else 4
 
 
 def training_bytes(student: int) -> int:

@@ -18,63 +18,31 @@ from transformers import (
     Qwen3Config,
 )
 
-
-def _llama(hidden: int, inner: int, layers: int, heads: int, groups: int, theta: float) -> PreTrainedConfig:
-    return LlamaConfig(
-        vocab_size=49152,
-        hidden_size=hidden,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=groups,
-        max_position_embeddings=8192,
-        rms_norm_eps=1e-5,
-        rope_parameters={"rope_type": "default", "rope_theta": theta},
-        tie_word_embeddings=True,
-    )
+from rsd.sizes import PUBLIC, Architecture, public_name
 
 
-def _qwen3(hidden: int, inner: int, layers: int, heads: int) -> PreTrainedConfig:
-    return Qwen3Config(
-        vocab_size=151936,
-        hidden_size=hidden,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=8,
-        head_dim=128,
-        max_position_embeddings=40960,
-        rms_norm_eps=1e-6,
-        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
-        tie_word_embeddings=True,
-    )
-
-
-def _qwen25(hidden: int, inner: int, layers: int, heads: int, groups: int) -> PreTrainedConfig:
-    return Qwen2Config(
-        vocab_size=152064,
-        hidden_size=hidden,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=groups,
-        max_position_embeddings=32768,
-        rms_norm_eps=1e-6,
-        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
-        tie_word_embeddings=False,
+def _transformers_config(sizes: Architecture) -> PreTrainedConfig:
+    kind, more = {
+        "llama": (LlamaConfig, {"rms_norm_eps": 1e-5}),
+        "qwen2": (Qwen2Config, {"rms_norm_eps": 1e-6}),
+        "qwen3": (Qwen3Config, {"rms_norm_eps": 1e-6, "head_dim": sizes.head_size}),
+    }[sizes.kind]
+    return kind(
+        vocab_size=sizes.vocabulary,
+        hidden_size=sizes.width,
+        intermediate_size=sizes.inner,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
+        num_key_value_heads=sizes.groups,
+        max_position_embeddings=sizes.positions,
+        rope_parameters={"rope_type": "default", "rope_theta": sizes.theta},
+        tie_word_embeddings=sizes.tied,
+        **more,
     )
 
 
 # As in the models' public config.json, by hub id.
-SHAPES: dict[str, PreTrainedConfig] = {
-    "HuggingFaceTB/SmolLM2-135M-Instruct": _llama(576, 1536, 30, 9, 3, 100_000.0),
-    "HuggingFaceTB/SmolLM2-1.7B-Instruct": _llama(2048, 8192, 24, 32, 32, 130_000.0),
-    "Qwen/Qwen3-0.6B": _qwen3(1024, 3072, 28, 16),
-    "Qwen/Qwen3-1.7B": _qwen3(2048, 6144, 28, 16),
-    "Qwen/Qwen3-4B": _qwen3(2560, 9728, 36, 32),
-    "Qwen/Qwen2.5-7B-Instruct": _qwen25(3584, 18944, 28, 28, 4),
-    "simplescaling/s1.1-7B": _qwen25(3584, 18944, 28, 28, 4),
-}
+SHAPES: dict[str, PreTrainedConfig] = {name: _transformers_config(sizes) for name, sizes in PUBLIC.items()}
 
 
 def shape_of(source: str, folder: Path | None = None) -> PreTrainedConfig:
@@ -85,9 +53,8 @@ def shape_of(source: str, folder: Path | None = None) -> PreTrainedConfig:
     """
     if folder is not None and (folder / "config.json").exists():
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    for name, config in SHAPES.items():
-        if source.removeprefix("hf://").partition("@")[0] == name or name.rpartition("/")[2] in source:
-            return config
+    if (name := public_name(source)) is not None:
+        return SHAPES[name]
     raise ValueError(
         f"{source}: the shape of this model is not known here ({', '.join(SHAPES)} are), and it is not downloaded; "
         "run the downloads first (snakemake --cores 1 downloads)"

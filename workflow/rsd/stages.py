@@ -35,6 +35,7 @@ PLUMBING = (
     "lineage",
     "manifest",
     "memory",
+    "needs",
     "package",
     "planning",
     "power",
@@ -45,10 +46,13 @@ PLUMBING = (
     "runtime",
     "schedule",
     "shapes",
+    "sizes",
     "sources",
+    "speeds",
     "stages",
     "supervise",
     "web",
+    "workload",
 )
 
 # What a generated token depends on; which schedule made it, and on how many lanes, is not part of that.

@@ -1,5 +1,6 @@
 """Checks the configuration and holds the helpers of the rule files; no rules."""
 
+import functools
 import json
 import os
 import re
@@ -12,53 +13,42 @@ sys.path.insert(0, os.path.join(workflow.basedir, "workflow"))
 
 from rsd import config as settings_of
 from rsd import lineage
+from rsd import needs as job_needs
+from rsd import stages
 from rsd.access import check_access
 from rsd.checksums import set_aside_damaged
-from rsd.stages import stage_code
 
 try:
     config = settings_of.validate(config)
 except ValueError as error:
     raise WorkflowError(str(error)) from None
 
+# A thousand shards have one digest, one manifest and one reckoning: what a plan asks for each job is found out once.
+stage_code = functools.cache(stages.stage_code)
+
 
 # --- what one job asks of the machine ---
 
-# On a cluster; on one machine only `gpu` counts. Memory and disk in MB, runtime in minutes.
-NEEDS = {
-    "write_config": {"mem_mb": 500, "runtime": 5, "disk_mb": 10},
-    "prefetch_model": {"mem_mb": 8000, "runtime": 240, "disk_mb": 40000},
-    "prefetch_dataset": {"mem_mb": 4000, "runtime": 60, "disk_mb": 2000},
-    "make_pocket_model": {"mem_mb": 2000, "runtime": 30, "disk_mb": 100},
-    "make_pocket_dataset": {"mem_mb": 1000, "runtime": 5, "disk_mb": 10},
-    "prepare_problems": {"mem_mb": 4000, "runtime": 30, "disk_mb": 1000},
-    "prepare_benchmark": {"mem_mb": 4000, "runtime": 30, "disk_mb": 1000},
-    "measure_overlap": {"mem_mb": 4000, "runtime": 60, "disk_mb": 100},
-    "generate_traces": {"mem_mb": 48000, "runtime": 480, "disk_mb": 4000},
-    "convert_traces": {"mem_mb": 4000, "runtime": 30, "disk_mb": 1000},
-    "select_traces": {"mem_mb": 8000, "runtime": 120, "disk_mb": 4000},
-    "derive_traces": {"mem_mb": 24000, "runtime": 480, "disk_mb": 1000},
-    "train": {"mem_mb": 64000, "runtime": 1440, "disk_mb": 60000},
-    "evaluate": {"mem_mb": 32000, "runtime": 1440, "disk_mb": 4000},
-    "analyse_tokens": {"mem_mb": 24000, "runtime": 480, "disk_mb": 1000},
-    "judge_samples": {"mem_mb": 2000, "runtime": 240, "disk_mb": 100},
-    "collect_scores": {"mem_mb": 8000, "runtime": 60, "disk_mb": 2000},
-    "compare": {"mem_mb": 4000, "runtime": 30, "disk_mb": 100},
-    "report": {"mem_mb": 4000, "runtime": 30, "disk_mb": 200},
-}
-ON_A_GPU = ("generate_traces", "train", "evaluate", "analyse_tokens")
+# Whatever of a job's wildcards decides them.
+_DECIDING = ("traces", "arm", "task", "reader", "model")
 
 
-def needs(stage, runs_a_model=None):
-    """The resources of a stage's job; `runs_a_model` tells of a job's wildcards where not all of the stage do or don't."""
-    if runs_a_model is None:
-        return NEEDS[stage] | {"gpu": int(stage in ON_A_GPU and config["device"] != "cpu")}
-    return NEEDS[stage] | {"gpu": lambda wildcards: int(runs_a_model(wildcards) and config["device"] != "cpu")}
+@functools.cache
+def _needs_of(stage, names):
+    return job_needs.needs_of(config, stage, dict(names))
 
 
-def filters(wildcards):
-    """Whether a trace set is filtered by what a model thinks of it."""
-    return config["traces"][wildcards.traces]["method"] == "filter"
+def _asked(stage, resource):
+    def ask(wildcards, attempt):
+        names = tuple((name, wildcards.get(name)) for name in _DECIDING if name in wildcards.keys())
+        return getattr(job_needs.grown(_needs_of(stage, names), attempt), resource)
+
+    return ask
+
+
+def needs(stage):
+    """The resources of a stage's jobs, by their wildcards and attempt: memory and disk in MB, runtime in minutes, GPUs."""
+    return {resource: _asked(stage, resource) for resource in job_needs.RESOURCES}
 
 
 def model_threads(wildcards):
@@ -135,6 +125,7 @@ def attempted():
 # --- files ---
 
 
+@functools.cache
 def model_manifest(name):
     """What says that the model `name` of the catalogue is there: fetched, made, or trained by this experiment."""
     if (made_by := lineage.trained_by(config["models"][name]["source"])) is not None:
@@ -142,6 +133,7 @@ def model_manifest(name):
     return f"<models>/{settings_of.model_key(config, name)}/manifest.json"
 
 
+@functools.cache
 def dataset_manifest(name):
     """What says that the dataset `name` of the catalogue is there."""
     return f"<datasets>/{settings_of.dataset_key(config, name)}/manifest.json"

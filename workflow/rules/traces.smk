@@ -135,7 +135,7 @@ rule derive_traces:
         "../../envs/rsd.yaml"
     threads: model_threads
     resources:
-        **needs("derive_traces", runs_a_model=filters),
+        **needs("derive_traces"),
     params:
         settings=lambda wildcards, output: as_json(settings_of.derive_settings(config, wildcards.traces)),
         decides=lambda wildcards: deciding(settings_of.derive_settings(config, wildcards.traces)),
