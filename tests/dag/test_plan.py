@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 from pipelines import POCKET_TINY, ROOT, SMALL, Pipeline, overlay, planned, shell_commands
+from rsd import workload
 from rsd.cli import STAGES, build_parser
+from rsd.config import load
+from rsd.estimate import stage_counts
 
 DOWNLOADS = Counter(prefetch_model=2, prefetch_dataset=5)
 DATA = Counter(prefetch_dataset=5, prepare_problems=1, prepare_benchmark=4, measure_overlap=1)
@@ -36,13 +39,19 @@ socket.socket.connect = refuse
 """
 
 
+def estimated(*experiments: str) -> Counter[str]:
+    """The jobs that `rsd estimate` counts."""
+    config = load([ROOT / "config.yaml", *(ROOT / name for name in experiments)])
+    return stage_counts(workload.jobs(config, Path("nowhere")))
+
+
 def test_the_paper_is_planned_from_an_empty_folder_without_models_network_or_torch(
     pipeline: Pipeline, tmp_path: Path
 ) -> None:
     (tmp_path / "block").mkdir()
     (tmp_path / "block" / "sitecustomize.py").write_text(BLOCKER)
     pipeline.environment["PYTHONPATH"] = str(tmp_path / "block")
-    assert pipeline.plan() == REPORT + Counter(write_config=1)
+    assert pipeline.plan() == REPORT + Counter(write_config=1) == estimated()
     assert [path.name for path in pipeline.folder.iterdir()] in ([], [".snakemake"])
 
 
@@ -108,12 +117,14 @@ def test_pocket_makes_its_models_and_problems_and_fetches_nothing(pipeline: Pipe
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "workflow" / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
-def test_an_experiment_file_plans_by_the_command_in_its_head(pipeline: Pipeline, path: Path) -> None:
+def test_an_experiment_file_plans_by_the_command_in_its_head_the_jobs_that_the_estimate_counts(
+    pipeline: Pipeline, path: Path
+) -> None:
     command = re.search(r"^# +snakemake --cores all --configfile ((?:\S+\.yaml ?)+)", path.read_text("utf-8"), re.M)
     assert command, "the head of an experiment file shows the command that runs it"
     assert command[1].split()[-1] == str(path.relative_to(ROOT))
     pipeline.experiments = tuple(command[1].split())
-    assert pipeline.plan()["report"] == 1
+    assert pipeline.plan() == estimated(*pipeline.experiments)
 
 
 def test_one_machine_runs_one_model_job_at_a_time_unless_told_otherwise(pipeline: Pipeline) -> None:

@@ -352,6 +352,15 @@ def _power(a: Arguments) -> None:
     print(text)
 
 
+def _estimate(a: Arguments) -> None:
+    from rsd.estimate import run_estimate
+
+    text = run_estimate(
+        config.load(a.configs), speeds=a.speeds, by_hand=dict(a.speed), typical=dict(a.tokens), output=a.json
+    )
+    print(text)
+
+
 def _as_yaml(value: Any) -> str:
     return yaml.safe_dump(value, allow_unicode=True, sort_keys=False, width=120)
 
@@ -386,6 +395,13 @@ def _number_by_task(text: str) -> tuple[str | None, float]:
         return task or None, float(value)
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected NUMBER or TASK=NUMBER, found {text!r}") from None
+
+
+def _named_number(text: str) -> tuple[str, float]:
+    name, value = _number_by_task(text)
+    if name is None:
+        raise argparse.ArgumentTypeError(f"expected KIND=NUMBER, found {text!r}")
+    return name, value
 
 
 _KINDS: dict[str, dict[str, Any]] = {
@@ -614,6 +630,7 @@ def build_parser() -> argparse.ArgumentParser:
     people.set_defaults(run=_show, for_people=True)
     _add_bench(commands)
     _add_power(commands)
+    _add_estimate(commands)
     return parser
 
 
@@ -657,6 +674,25 @@ def _add_power(commands: Any) -> None:
     power.add_argument("--power", type=float, default=0.8, help="probability of seeing the difference (0.8)")
     power.add_argument("--json", type=Path, help="also write the numbers to this file")
     power.set_defaults(run=_power, for_people=True)
+
+
+def _add_estimate(commands: Any) -> None:
+    text = "say what the experiment of a configuration will take: jobs, hours, memory, disk; nothing is run"
+    estimate = commands.add_parser("estimate", help=text, description=text)
+    estimate.add_argument("configs", type=Path, nargs="+", metavar="CONFIG")
+    estimate.add_argument(
+        "--speeds", type=Path, help="speeds as `rsd bench --json FILE` measured them (else stated ones)"
+    )
+    estimate.add_argument(
+        "--speed", type=_named_number, action="append", default=[], metavar="KIND=NUMBER",
+        help="tokens a second, before these: rsd, student, teacher (each writing alone), reading",
+    )  # fmt: skip
+    estimate.add_argument(
+        "--tokens", type=_number_by_task, action="append", default=[], metavar="[NAME=]NUMBER",
+        help="typical tokens of an attempt, row or sample; of a trace set or task, or of all others",
+    )  # fmt: skip
+    estimate.add_argument("--json", type=Path, help="also write the numbers to this file")
+    estimate.set_defaults(run=_estimate, for_people=True)
 
 
 if __name__ == "__main__":

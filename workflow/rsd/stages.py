@@ -29,6 +29,7 @@ PLUMBING = (
     "download",
     "emulation",
     "exclusive",
+    "estimate",
     "graphs",
     "interruption",
     "journal",
