@@ -41,6 +41,7 @@ wildcard_constraints:
 
 onstart:
     require_access()
+    require_gpus()
 
 
 rule all:

@@ -40,6 +40,7 @@ def settings_with(**changes: Any) -> dict[str, Any]:
         "format": FORMAT,
         "seed": 0,
         "device": "cpu",
+        "gpus": 1,
     }
     return settings | changes
 

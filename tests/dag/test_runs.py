@@ -30,6 +30,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
     "the law's draws": ({"laws": {"authors-code": {"draws": 1}}}, {"generate_traces": 2, **RSD}),
     "the decoder's lanes": ({"traces": {"rsd": {"lanes": 8}}, "evaluation": {"lanes": 8}}, SHOWN),
     "the device": ({"device": "cpu"}, SHOWN),
+    "the GPUs of a job": ({"models": {"teacher": {"gpus": 2}}, "training": {"gpus": 2}}, SHOWN),
     "the pick among kept attempts": ({"traces": {"rsd": {"select": {"pick": "first"}}}}, RSD),
     "a law that is not in use": ({"laws": {"paper-text": {"draws": 2}}}, SHOWN),
     "the epochs": ({"training": {"epochs": 3}}, {"train": 4, "evaluate": 8, **TABLE}),

@@ -31,6 +31,7 @@ FILTER = {
     "student": STUDENT,
     "block_size": 20,
     "device": "cpu",
+    "gpus": 1,
     "threshold": 0.01,
     "context": 512,
     "filter": {"by": "improbable_share", "keep": 0.5},
@@ -41,6 +42,7 @@ RECODE = {
     "student": STUDENT | {"prompt": "{question}:"},
     "block_size": 20,
     "device": "cpu",
+    "gpus": 1,
     "format": FORMAT,
 }
 TOKENIZER = tiny_tokenizer()

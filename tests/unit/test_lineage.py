@@ -179,6 +179,7 @@ def test_the_slices_of_made_sets_hold_what_decides_them_and_no_more() -> None:
         "student": student,
         "block_size": 8192,
         "device": "auto",
+        "gpus": 1,
         "filter": {"by": "improbable_share", "keep": 0.5},
         "threshold": 0.01,
         "context": 8192,

@@ -28,6 +28,7 @@ SETTINGS: dict[str, Any] = {
     "threshold": 0.01,
     "dtype": "float32",
     "device": "cpu",
+    "gpus": 1,
 }
 TEXTS = ["one and one</think>2<|im_end|>", "hm", "let me see</think>3<|im_end|>"]
 

@@ -54,6 +54,7 @@ SETTINGS = {
     "shards": 2,
     "seed": 7,
     "device": "cpu",
+    "gpus": {"student": 1, "teacher": 1, "sampled": 1},
 }
 
 

@@ -42,6 +42,7 @@ SETTINGS: dict[str, Any] = {
     "learning_rate": 1e-2,
     "batch_size": 4,
     "micro_batch_size": 2,
+    "gpus": 1,
     "block_size": 64,
     "overlong": "error",
     "warmup_ratio": 0.0,

@@ -16,8 +16,9 @@ from typing import Any
 
 import yaml
 
-from rsd import __version__, config, runtime
+from rsd import __version__, config, lease, runtime
 from rsd.exclusive import PATIENCE_S, alone
+from rsd.gpus import gpus_wanted, most_gpus
 from rsd.supervise import supervised
 
 Arguments = argparse.Namespace
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for place in _made(arguments):
                 # What is fetched is shared by experiments, and kept: there is no hurry.
                 arguments.waited = stack.enter_context(alone(place, None if arguments.network else PATIENCE_S))
+            lend_gpus(arguments.command, vars(arguments).get("settings", {}))
             arguments.run(arguments)
         return 0
 
@@ -72,6 +74,12 @@ def _made_meanwhile(a: Arguments) -> bool:
         return False
     print(f"{a.output} was made meanwhile", file=sys.stderr)
     return True
+
+
+def lend_gpus(command: str, settings: dict[str, Any]) -> None:
+    """Takes the GPUs that a command needs, for as long as this process lives; waits where others have them."""
+    if count := gpus_wanted(command, settings):
+        lease.take(settings["device"], count)
 
 
 # --- the stages: each imports its module when it runs, so that `rsd --help` and Snakemake start at once -------------
@@ -320,12 +328,15 @@ def _show(a: Arguments) -> int:
 
 
 def _bench(a: Arguments) -> None:
+    settings = config.load(a.configs)
+    # Of both models of any pair; taken before torch is loaded.
+    lease.take(settings["device"], most_gpus(settings))
     from rsd.bench_command import run_bench
     from rsd.emulation import Emulation
 
     print(
         run_bench(
-            config.load(a.configs),
+            settings,
             traces=a.traces,
             emulation=Emulation(a.agreement, a.fallback) if a.random_weights else None,
             lanes=a.lanes,
@@ -607,7 +618,7 @@ def build_parser() -> argparse.ArgumentParser:
         for flag, kind in flags.items():
             command.add_argument(f"--{flag}", **_KINDS[kind])
         command.add_argument("--log", type=Path, help="also write everything that is printed to this file")
-        command.set_defaults(run=run, for_people=False, network=name in NETWORK)
+        command.set_defaults(run=run, command=name, for_people=False, network=name in NETWORK)
     people = commands.add_parser("config", help="merge and check config files, print the result")
     people.add_argument("configs", type=Path, nargs="+", metavar="CONFIG")
     people.add_argument("--output", type=Path)

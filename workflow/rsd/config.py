@@ -32,6 +32,7 @@ ROOT = Path(__file__).parents[2]
 NOT_DECIDING = (
     "lanes",
     "device",
+    "gpus",
     "schedule",
     "block_length",
     "jobs_at_once",
@@ -280,11 +281,14 @@ def traces_settings(config: Config, name: str) -> Config:
     settings |= {key: config[key] for key in ("seed", "device", "jobs_at_once")}
     if traces["method"] == "sample":
         sampled = traces["sampled"] and model_settings(config, traces["sampled"])
+        gpus = {"student" if traces["sampled"] is None else "sampled": traces["sampled"] or traces["student"]}
+        settings |= {"gpus": {side: config["models"][model]["gpus"] for side, model in gpus.items()}}
         return settings | {"sampling": traces["sampling"], "sampled": sampled}
     law = config["laws"][traces["law"]]
     draws = law["draws"] if traces["draws"] is None else traces["draws"]
     law = {"name": traces["law"], **law, "draws": draws, "threshold": traces["threshold"]}
     settings |= {key: traces[key] for key in ("schedule", "block_length")}
+    settings |= {"gpus": {side: config["models"][traces[side]]["gpus"] for side in ("student", "teacher")}}
     return settings | {"law": law, "teacher": model_settings(config, traces["teacher"])}
 
 
@@ -320,6 +324,7 @@ def derive_settings(config: Config, name: str) -> Config:
         "device": config["device"],
     }
     if traces["method"] == "filter":
+        settings |= {"gpus": config["models"][traces["student"]]["gpus"]}
         return settings | {"filter": traces["filter"], **{key: traces[key] for key in ("threshold", "context")}}
     return settings | {"format": config["format"]}
 
@@ -355,6 +360,7 @@ def evaluation_settings(config: Config, arm: str, task: str) -> Config:
         "format": config["format"],
         "seed": config["seed"],
         "device": config["device"],
+        "gpus": config["models"][config["arms"][arm]["model"]]["gpus"],
         "jobs_at_once": config["jobs_at_once"],
     }
 
@@ -372,6 +378,7 @@ def analysis_settings(config: Config, traces: str, reader: str) -> Config:
         "threshold": config["analysis"]["threshold"],
         "dtype": config["models"][model]["dtype"],
         "device": config["device"],
+        "gpus": config["models"][model]["gpus"],
     }
 
 

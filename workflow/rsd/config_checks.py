@@ -169,9 +169,10 @@ def _training_problems(name: str, arm: Mapping[str, Any], config: Config) -> lis
     if problems:
         return problems
     training = {**config["training"], **arm["training"]}
-    if training["batch_size"] % training["micro_batch_size"]:
+    if training["batch_size"] % (training["micro_batch_size"] * training["gpus"]):
+        times = f" x gpus = {training['gpus']}" if training["gpus"] > 1 else ""
         problems.append(
             f"arms.{name}: batch_size = {training['batch_size']} is no multiple of micro_batch_size = "
-            f"{training['micro_batch_size']}; choose one that divides it"
+            f"{training['micro_batch_size']}{times}; choose values that divide it"
         )
     return problems

@@ -23,7 +23,7 @@ from rsd.journal import Journal
 from rsd.manifest import MANIFEST, verify_manifest
 from rsd.provenance import code_digest, file_digest, settings_digest, stamp
 from rsd.records import REMEDY, SAMPLES, read_jsonl, write_table
-from rsd.runtime import choose_device, set_threads
+from rsd.runtime import choose_device, set_threads, sharers
 from rsd.samples import Row, check_metrics
 from rsd.stages import DECODER
 
@@ -123,15 +123,16 @@ def load_lm(model: Path, settings: Mapping[str, Any], journal: Journal | None, o
         from rsd.backends import TransformersLM, VllmLM
 
         kind = {"transformers": TransformersLM, "vllm": VllmLM}[settings["backend"]]
+    device = choose_device(settings["device"])
     return kind(
         model,
         dtype=settings["model"]["dtype"],
-        device=choose_device(settings["device"]),
+        device=device,
         batch_size=settings["lanes"],
         max_length=settings["context"],
         end_of_turn=settings["format"]["end_of_turn"],
         seed=settings["seed"],
-        sharers=settings["jobs_at_once"],
+        sharers=sharers(device, settings["jobs_at_once"]),
         journal=journal,
         others=others,
     )

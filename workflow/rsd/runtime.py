@@ -106,10 +106,18 @@ def choose_device(setting: str) -> str:
     import torch
 
     if setting == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device: cuda, but torch sees no GPU here; use `device: cpu` or `device: auto`")
+        raise ValueError(
+            "device: cuda, but torch sees no GPU here; install a torch built for the driver's CUDA, or use `device: cpu` "
+            "or `device: auto`"
+        )
     if setting == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return setting
+
+
+def sharers(device: str, jobs_at_once: int | None) -> int:
+    """How many jobs share the memory of `device`: a GPU is lent to one at a time (`lease`), a CPU to all."""
+    return 1 if device == "cuda" else jobs_at_once or 1
 
 
 def set_threads(threads: int) -> None:

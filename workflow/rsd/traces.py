@@ -26,7 +26,7 @@ from rsd.prompts import encode_prompt
 from rsd.provenance import settings_digest, stamp
 from rsd.recoding import Recoder
 from rsd.records import ATTEMPTS, read_jsonl, write_table
-from rsd.runtime import choose_device, set_threads
+from rsd.runtime import choose_device, set_threads, sharers
 from rsd.stages import stage_code
 from rsd.vocabulary import Alignment, align, token_ids
 
@@ -179,7 +179,7 @@ class _Generator:
         requests = (self._request(index, *job, started[index]) for index, job in enumerate(jobs))
         lengths = {name: self.settings[name] for name in ("context", "max_new_tokens")}
         wanted = {**lengths, "sequences": len(jobs), "lanes": self.settings["lanes"]}
-        wanted |= {"sharers": self.settings["jobs_at_once"]}
+        wanted |= {"sharers": sharers(self.student.device.type, self.settings["jobs_at_once"])}
         common = {**lengths, "end_of_turn": self.end_of_turn, "emittable": self.emittable, "snapshots": snapshots}
         if self.alignment is None:
             common |= {"lanes": plan_single(self.student, **wanted), "sampling": Sampling(**self.settings["sampling"])}

@@ -35,11 +35,12 @@ def plan_steps(rows: int, settings: Mapping[str, Any], steps: int | None = None)
 
     Raises ValueError where there would be none, or batches of another size than asked.
     """
-    batch, micro = settings["batch_size"], settings["micro_batch_size"]
-    if batch % micro:
+    batch, micro, gpus = settings["batch_size"], settings["micro_batch_size"], settings["gpus"]
+    if batch % (micro * gpus):
+        times = f" x training.gpus = {gpus}" if gpus > 1 else ""
         raise ValueError(
-            f"training.batch_size = {batch} is no multiple of training.micro_batch_size = {micro}; "
-            "choose one that divides it"
+            f"training.batch_size = {batch} is no multiple of training.micro_batch_size = {micro}{times}; "
+            "choose values that divide it"
         )
     left_out = _left_out(rows, settings)
     steps_per_epoch = math.ceil((rows - left_out) / batch)

@@ -12,7 +12,7 @@ from snakemake.exceptions import WorkflowError
 sys.path.insert(0, os.path.join(workflow.basedir, "workflow"))
 
 from rsd import config as settings_of
-from rsd import lineage
+from rsd import gpus, lease, lineage
 from rsd import needs as job_needs
 from rsd import stages
 from rsd.access import check_access
@@ -52,11 +52,11 @@ def needs(stage):
 
 
 def model_threads(wildcards):
-    """A share of the cores for a job that runs a model: all of them, unless the configuration lets several run at once.
+    """A share of the cores for a job that runs a model: as many run at once as there are GPUs for, or as is written.
 
-    Snakemake knows nothing of GPUs without a profile; a job that takes all cores has the GPU for itself.
+    Snakemake knows nothing of GPUs without a profile; by its threads alone it starts no more jobs than that.
     """
-    return max(1, workflow.cores // config["jobs_at_once"])
+    return max(1, workflow.cores // (config["jobs_at_once"] or gpus.jobs_here(config)))
 
 
 def evaluation_environment():
@@ -71,6 +71,19 @@ def require_access():
     try:
         check_access(config)
     except PermissionError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def require_gpus():
+    """Stops a run before its first job where this machine runs the jobs and has fewer GPUs than one of them needs."""
+    if workflow.touch or not workflow.local_exec:
+        return
+    jobs = [(job.rule.name, job.wildcards) for job in workflow.dag.needrun_jobs() if job.rule.name in gpus.STAGES]
+    count = gpus.most_gpus(config, [(stage, wildcards[gpus.STAGES[stage]]) for stage, wildcards in jobs])
+    try:
+        if count:
+            lease.require(config["device"], count, "a job of this run")
+    except ValueError as error:
         raise WorkflowError(str(error)) from None
 
 
