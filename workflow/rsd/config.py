@@ -49,7 +49,10 @@ def load(paths: Sequence[Path]) -> Config:
     """Reads config files, later ones over earlier ones (as Snakemake merges them), and validates the result."""
     merged: Config = {}
     for path in paths:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        try:
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path}: cannot be read as plain YAML ({error}); correct it") from error
         if not isinstance(content, dict):
             raise ValueError(f"{path}: expected a mapping of settings, found {type(content).__name__}")
         merged = merge(merged, content)

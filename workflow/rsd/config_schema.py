@@ -10,6 +10,7 @@ import copy
 import difflib
 import functools
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -122,9 +123,18 @@ def not_finite(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
         yield from not_finite(child, f"{key}.{name}".lstrip("."))
 
 
+def _pattern(validator: Any, pattern: str, value: Any, node: Any) -> Iterator[jsonschema.ValidationError]:
+    """JSON Schema's `$` is the very end; Python's also stands before a line break there, which a name must not hold."""
+    if validator.is_type(value, "string") and not re.search(re.sub(r"\$$", r"\\Z", pattern), value):
+        yield jsonschema.ValidationError(f"{value!r} does not match {pattern!r}")
+
+
+VALIDATOR = jsonschema.validators.extend(jsonschema.Draft202012Validator, {"pattern": _pattern})
+
+
 def schema_problems(schema: Mapping[str, Any], config: Config) -> list[str]:
     """What the schema finds wrong, one line a mistake, in the order of the keys."""
-    validator = jsonschema.Draft202012Validator(schema)
+    validator = VALIDATOR(schema)
     errors = sorted(
         validator.iter_errors(config), key=lambda error: (list(map(str, error.absolute_path)), error.message)
     )

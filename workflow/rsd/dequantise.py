@@ -73,30 +73,31 @@ def dequantise(gguf: Path, folder: Path) -> GgufHeader:
 
 
 def read_header(gguf: Path) -> GgufHeader:
-    """The metadata of a GGUF file; ValueError where it is no GGUF, or its tokenizer is of an unknown kind."""
-    from gguf import GGUFReader
-
+    """The metadata of a GGUF file; ValueError where it is none, damaged, or has a tokenizer of an unknown kind."""
     with open(gguf, "rb") as file:
         if file.read(4) != b"GGUF":
             raise ValueError(
                 f"{gguf} does not begin with GGUF, so it is no GGUF file; name another file of the package"
             )
-    reader = GGUFReader(gguf)
-
-    def value(key: str) -> Any:
-        return reader.fields[key].contents() if key in reader.fields else None
-
-    kind, pre = value("tokenizer.ggml.model"), value("tokenizer.ggml.pre")
+    damage = (ArithmeticError, LookupError, TypeError, ValueError, RecursionError)
+    try:
+        reader = bounded_reader(gguf)
+        names = ("model", "pre", "tokens", "token_type")
+        kind, pre, tokens, types = (_value(reader, f"tokenizer.ggml.{name}") for name in names)
+        licence = _value(reader, "general.license")
+    except damage as error:
+        raise ValueError(f"{gguf} is damaged ({type(error).__name__}: {error}); name another file") from error
     if kind != "gpt2" or pre not in DIGITS_ALONE:
         raise ValueError(
             f"{gguf}: tokenizer.ggml.model {kind!r} with tokenizer.ggml.pre {pre!r}; expected 'gpt2' with one of "
             f"{', '.join(DIGITS_ALONE)}, since a wrong rule for cutting text gives wrong tokens silently; use the "
             "model's safetensors (hf:// or path:) instead"
         )
-    tokens, types = value("tokenizer.ggml.tokens"), value("tokenizer.ggml.token_type")
+    if not (isinstance(tokens, list) and isinstance(types, list) and len(tokens) == len(types)):
+        raise ValueError(f"{gguf} is damaged (its tokenizer lists no tokens with their types); name another file")
     return GgufHeader(
         pre=pre,
-        licence=value("general.license"),
+        licence=licence,
         quantisation=sorted({tensor.tensor_type.name for tensor in reader.tensors}),
         parameters=sum(int(tensor.n_elements) for tensor in reader.tensors),
         tokens=len(tokens),
@@ -104,11 +105,29 @@ def read_header(gguf: Path) -> GgufHeader:
     )
 
 
+def bounded_reader(gguf: Path) -> Any:
+    """The package's reader, but a count beyond the end of the file is an error, not a loop of 2**62 steps."""
+    from gguf import GGUFReader
+
+    class BoundedReader(GGUFReader):
+        def _get(self, offset: int, dtype: Any, count: int = 1, *more: Any, **named: Any) -> Any:
+            found = super()._get(offset, dtype, count, *more, **named)
+            if len(found) < int(count):
+                raise ValueError(f"it ends before byte {offset}")
+            return found
+
+    return BoundedReader(gguf)
+
+
+def _value(reader: Any, key: str) -> Any:
+    return reader.fields[key].contents() if key in reader.fields else None
+
+
 def _tokenizer(gguf: Path, header: GgufHeader) -> PreTrainedTokenizerBase:
     from tokenizers import pre_tokenizers
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
     if DIGITS_ALONE[header.pre]:
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
         digits = pre_tokenizers.Digits(individual_digits=True)
@@ -146,6 +165,7 @@ def _model(gguf: Path, header: GgufHeader) -> PreTrainedModel:
             # Without it newer releases keep the weights in GGUF blocks, which cannot be saved or trained.
             quantization_config=GgufConfig(gguf_file=gguf.name, dequantize=True),
             dtype=torch.float32,
+            trust_remote_code=False,
         )
     broken = [name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()]
     rows = len(model.get_parameter("model.embed_tokens.weight"))
