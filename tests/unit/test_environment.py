@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import importlib.metadata
 import os
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from rsd.provenance import PACKAGES
 
 ROOT = Path(__file__).parents[2]
 ENVS = ROOT / "envs"
@@ -81,17 +89,183 @@ def test_both_builds_of_torch_are_one_version_and_stand_in_no_other_lock() -> No
     assert not shared & (cpu.keys() | cuda.keys())
 
 
+def project() -> dict[str, Any]:
+    found: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    return found
+
+
 def test_the_requirements_are_those_of_the_package() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    asked = project()["project"]
     # setuptools is there to install the package itself, safetensors and scipy come with torch's and lm-eval's world.
-    assert set(map(canonical, project["dependencies"])) <= wanted("requirements.in").keys()
-    assert set(map(canonical, project["optional-dependencies"]["dev"])) <= wanted("requirements-dev.in").keys()
+    assert set(map(canonical, asked["dependencies"])) <= wanted("requirements.in").keys()
+    assert set(map(canonical, asked["optional-dependencies"]["dev"])) <= wanted("requirements-dev.in").keys()
+
+
+def test_every_dependency_of_the_package_is_locked_within_its_range() -> None:
+    asked, run = project()["project"], {**locked("requirements.txt"), **locked("requirements-cpu.txt")}
+    builds = {canonical("setuptools"): run["setuptools"]}
+    groups = [(asked["dependencies"], run), (asked["optional-dependencies"]["dev"], locked("requirements-dev.txt"))]
+    groups.append((project()["build-system"]["requires"], builds))
+    for requirements, lock in groups:
+        for requirement in map(Requirement, requirements):
+            assert lock[canonical(requirement.name)][0] in requirement.specifier, requirement
+
+
+def rendered(name: str) -> str:
+    """A lock file as envs/lock.py writes it: a header, then package after package in order, each with its hashes."""
+    text = (ENVS / name).read_text(encoding="utf-8")
+    header, *blocks = re.split(r"^(?=[^\s#])", text, flags=re.MULTILINE)
+    packages = []
+    for block in blocks:
+        pin, *rest = block.split(" \\\n")
+        hashes = [line.strip() for line in rest]
+        assert re.fullmatch(r"[a-z0-9-]+(\[[a-z0-9,-]+\])?==\S+( ; .+)?", pin), pin
+        assert all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", line) for line in hashes), pin
+        packages.append((pin, sorted(set(hashes))))
+    packages.sort(key=lambda package: re.split(r"\[|==", package[0])[0])
+    return header + "".join(pin + "".join(f" \\\n    {line}" for line in hashes) + "\n" for pin, hashes in packages)
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_a_lock_has_one_form_so_that_its_renewal_shows_what_changed(name: str) -> None:
+    source = {"cpu": "requirements", "cuda": "requirements"}.get(name[13:-4], name.removesuffix(".txt"))
+    text = (ENVS / name).read_text(encoding="utf-8")
+    assert text == rendered(name)
+    header = f"# Made by `make lock` from envs/{source}.in; do not edit. envs/install.sh installs it.\n"
+    assert text.startswith(header)
+
+
+# --- the environment that the tests run in ---------------------------------------------------------------------------
+
+OF_THE_MAKEFILE = pytest.mark.skipif(
+    not (Path(sys.prefix) / "installed-dev").exists(), reason="this Python is not in a .venv made by the Makefile"
+)
+
+
+@OF_THE_MAKEFILE
+def test_what_is_installed_is_the_lock_and_nothing_else() -> None:
+    found = {canonical(item.name): item.version for item in importlib.metadata.distributions(path=site_packages())}
+    own = {"pip", "rsd-pipeline"}
+    build = "cpu" if "+cpu" in found["torch"] else "cuda"
+    names = ("requirements.txt", f"requirements-{build}.txt", "requirements-dev.txt", "requirements-kubernetes.txt")
+    lock = {package: version for name in names for package, (version, _) in locked(name).items()}
+    assert {name: version for name, version in found.items() if name not in own} == {
+        name: version for name, version in lock.items() if name in found or build == "cpu"
+    }
+
+
+@OF_THE_MAKEFILE
+def test_what_is_installed_fits_together() -> None:
+    check = [sys.executable, "-m", "pip", "--disable-pip-version-check", "check"]
+    done = subprocess.run(check, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@OF_THE_MAKEFILE
+def test_no_source_of_a_package_that_decides_numbers_was_edited_after_its_installation() -> None:
+    for name in sorted(set(PACKAGES) - {"torch"}):
+        for file in importlib.metadata.files(name) or []:
+            if file.suffix == ".py" and file.hash:
+                digest = hashlib.new(file.hash.mode, Path(str(file.locate())).read_bytes()).digest()
+                assert base64.urlsafe_b64encode(digest).rstrip(b"=").decode() == file.hash.value, file
+
+
+def site_packages() -> list[str]:
+    return [path for path in sys.path if path.startswith(sys.prefix) and path.endswith("site-packages")]
+
+
+# --- recipes of images -----------------------------------------------------------------------------------------------
+
+DOCKERFILE, APPTAINER = ENVS / "Dockerfile", ENVS / "apptainer.def"
+
+
+def instructions() -> list[tuple[str, str]]:
+    """(instruction, arguments) of the Dockerfile, comments gone and continued lines joined."""
+    lines = [line for line in DOCKERFILE.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    joined = re.sub(r"\s*\\\n\s*", " ", "\n".join(lines))
+    pairs = [line.partition(" ") for line in joined.splitlines() if line]
+    return [(name, rest) for name, _, rest in pairs]
+
+
+def of(instruction: str) -> list[str]:
+    return [rest for name, rest in instructions() if name == instruction]
+
+
+def sections() -> dict[str, list[str]]:
+    """Section -> its lines, of the Apptainer recipe; its head is under the empty name."""
+    found: dict[str, list[str]] = {"": []}
+    for line in APPTAINER.read_text(encoding="utf-8").splitlines():
+        if line.startswith("%"):
+            found[line[1:]] = []
+        elif line.strip() and not line.startswith("#"):
+            found[list(found)[-1]].append(line.strip())
+    return found
+
+
+def commands(lines: list[str]) -> list[str]:
+    return [command.strip() for line in lines for command in re.sub(r"--mount=\S+", "", line).split("&&")]
+
+
+def test_both_recipes_begin_with_one_image_that_is_pinned_by_digest() -> None:
+    arguments = dict(line.split("=", 1) for line in of("ARG"))
+    assert arguments == dict(line.split("=", 1) for line in sections()["arguments"])
+    assert arguments["TORCH"] == "cuda"
+    assert re.fullmatch(r"docker\.io/library/python:3\.11\.\d+-slim-\w+@sha256:[0-9a-f]{64}", arguments["BASE"])
+    assert of("FROM") == ["${BASE}"]
+    assert sections()[""] == ["Bootstrap: docker", "From: {{ BASE }}"]
+
+
+def test_both_recipes_install_the_lock_and_nothing_else_from_an_index() -> None:
+    docker, apptainer = commands(of("RUN")), commands(sections()["post"])
+    install = "bash envs/install.sh /opt/venv/bin/python --kubernetes"
+    assert f"RSD_TORCH=${{TORCH}} {install}" in docker
+    path = install.replace("envs", "/rsd/envs")
+    assert f"PIP_NO_CACHE_DIR=1 RSD_TORCH={{{{ TORCH }}}} {path}" in apptainer
+    assert not [line for line in (*docker, *apptainer) if re.search(r"\b(pip|conda|curl|wget|ADD)\b", line)]
+    shared = {line for line in docker if line.startswith(("apt-get", "git", "rm", "python"))}
+    assert shared == {line for line in apptainer if line.startswith(("apt-get", "git", "rm", "python"))}
+
+
+def test_an_image_holds_the_sources_and_nothing_that_is_made_or_secret() -> None:
+    copied = {word for line in of("COPY") for word in line.split()[:-1]}
+    top = {name for name in copied if "/" not in name}
+    assert top == {line.split()[0] for line in sections()["files"]}
+    assert all(line.split()[1] == f"/rsd/{line.split()[0]}" for line in sections()["files"])
+    assert all((ROOT / name).exists() for name in copied)
+    ignore = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert ignore[1] == "*"
+    assert {line[1:] for line in ignore if line.startswith("!")} == top
+    # What Snakemake and an editable installation need is there before and after.
+    assert {"Snakefile", "config.yaml", "pyproject.toml", "README.md", "LICENSE", "envs", "workflow"} == top
+    assert of("USER") == ["1000:1000"]
+    assert instructions().index(("USER", "1000:1000")) > max(
+        place for place, (name, _) in enumerate(instructions()) if name in ("RUN", "COPY")
+    )
+    assert not [line for line in of("ENV") if re.search(r"TOKEN|KEY|SECRET|PASSWORD", line)]
+
+
+def test_pythons_agree_everywhere() -> None:
+    settings = project()
+    versions = SpecifierSet(settings["project"]["requires-python"])
+    locked_for = re.findall(r"--python-version=([\d.]+)", (ENVS / "lock.py").read_text(encoding="utf-8"))
+    images = re.findall(r"python:(\d+\.\d+)\.", DOCKERFILE.read_text(encoding="utf-8"))
+    venvs = re.findall(r"python(\d+\.\d+) -m venv", DOCKERFILE.read_text() + APPTAINER.read_text())
+    finder = (ENVS / "find-python.sh").read_text(encoding="utf-8")
+    first = re.search(r"in \$\{PYTHON:.*?\} python(\d+\.\d+)", finder)
+    oldest = re.search(r"sys\.version_info < \((\d+), (\d+)\)", finder)
+    assert first
+    assert oldest
+    assert {*locked_for, *images, *venvs, first[1], settings["tool"]["mypy"]["python_version"]} == {"3.11"}
+    assert settings["tool"]["ruff"]["target-version"] == "py311"
+    assert f"{oldest[1]}.{oldest[2]}" in versions
+    assert f"{oldest[1]}.{int(oldest[2]) - 1}" not in versions
 
 
 def test_no_registry_and_no_machine_is_named() -> None:
     for path in [*ENVS.iterdir(), ROOT / "Makefile", ROOT / ".ci" / "run"]:
         if path.is_file():
-            text = path.read_text(encoding="utf-8")
+            # Those two are folders inside an image.
+            text = re.sub(r"/opt/venv|/home/rsd", "", path.read_text(encoding="utf-8"))
             assert not re.search(r"https?://|--index-url|--find-links|file://|/opt/|/home/|/root/", text), path.name
 
 
