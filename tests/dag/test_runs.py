@@ -1,4 +1,4 @@
-"""What really runs, with a stand-in for the stages: what a change reruns, interruption, hostile text, the report."""
+"""What really runs, with a stand-in for the stages: what a change reruns, interruption, the report."""
 
 from __future__ import annotations
 
@@ -151,29 +151,6 @@ def test_snakemakes_own_report_holds_table_page_figures_traces_and_configuration
     tables, figures = ("comparison.csv", "accuracy.csv"), ("accuracy.svg", "lengths.svg")
     for name in (*tables, *figures, "report.html", "selection.json", "config.yaml"):
         assert name in text
-
-
-def test_hostile_text_in_the_configuration_reaches_the_stage_and_is_never_run(pipeline: Pipeline) -> None:
-    hostile = "$(touch HACKED) `touch HACKED` '; touch HACKED; ' \" {question} {wildcards.arm} \\n \n<&> ÄÖ 😀"
-    config = {
-        "title": hostile,
-        "mirror": hostile,
-        "prompts": {"boxed": hostile},
-        "arms": {"base": {"label": hostile}},
-        "datasets": {"math500": {"files": hostile, "columns": {"question": hostile}}},
-        "run": {"arms": ["base"], "tasks": ["math500"]},
-        "question": {"text": hostile, "comparisons": None},
-    }
-    pipeline.run("--cores", "2", config=config)
-    assert not list(pipeline.folder.rglob("HACKED"))
-    calls = [json.loads(line) for line in (pipeline.folder / "calls.jsonl").read_text().splitlines()]
-    settings = {call[0]: json.loads(call[call.index("--settings") + 1]) for call in calls}
-    assert settings["write-config"]["title"] == hostile
-    assert settings["prefetch-model"]["mirror"] == hostile
-    assert settings["evaluate"]["model"]["prompt"] == hostile
-    assert settings["prepare-benchmark"]["dataset"]["columns"]["question"] == hostile
-    assert settings["compare"]["arms"]["base"]["label"] == hostile
-    assert settings["compare"]["question"]["text"] == hostile
 
 
 def test_after_ctrl_c_the_next_run_goes_on_and_keeps_what_was_done(pipeline: Pipeline) -> None:

@@ -355,6 +355,15 @@ def test_a_configuration_that_calls_python_is_refused(tmp_path: Path, canary: Pa
         load([ROOT / "config.yaml", tmp_path / "mine.yaml"])
 
 
+def test_snakemake_does_not_call_python_for_a_configuration_either(tmp_path: Path, canary: Path) -> None:
+    from snakemake.common.configfile import load_configfile
+    from snakemake.exceptions import WorkflowError
+
+    (tmp_path / "mine.yaml").write_text(f"title: !!python/object/apply:os.system ['touch {canary}']\n")
+    with pytest.raises(WorkflowError, match="not valid JSON or YAML"):
+        load_configfile(str(tmp_path / "mine.yaml"))
+
+
 def test_a_name_cannot_lead_to_a_task_file_of_someone_else(tmp_path: Path) -> None:
     # A task file names Python functions (`!function`), which lm-eval runs.
     task = {"dataset": "math500"}
