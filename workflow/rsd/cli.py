@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from rsd import __version__, config, lease, runtime
+from rsd import __version__, config, launch, lease, runtime
 from rsd.exclusive import PATIENCE_S, alone
 from rsd.gpus import gpus_wanted, most_gpus
 from rsd.supervise import supervised
@@ -35,8 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"error: {error}", file=sys.stderr)
             return 1
 
+    if launch.is_worker():
+        launch.join()
+
     def stage() -> int:
-        runtime.setup_logging()
+        runtime.setup_logging(quiet=launch.is_worker() and not launch.is_first())
         if not arguments.network:
             runtime.switch_hub_off()
         with contextlib.ExitStack() as stack:
@@ -44,7 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 # What is fetched is shared by experiments, and kept: there is no hurry.
                 arguments.waited = stack.enter_context(alone(place, None if arguments.network else PATIENCE_S))
             lend_gpus(arguments.command, vars(arguments).get("settings", {}))
-            arguments.run(arguments)
+            try:
+                arguments.run(arguments)
+            except Exception as error:
+                launch.leave_reason(error)
+                raise
         return 0
 
     if arguments.log is None:
@@ -55,8 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _made(arguments: Arguments) -> list[Path]:
     """What no other process may write while this stage runs: of several outputs the first stands for all.
 
-    A work folder stands for itself where it holds checkpoints; journals have locks of their own.
+    A work folder stands for itself where it holds checkpoints; journals have locks of their own. The processes of one
+    training have what their launcher holds.
     """
+    if launch.is_worker():
+        return []
     flags = next(flags for _, run, flags in STAGES.values() if run is arguments.run)
     output = next(flag for flag in ("output", "html", "samples", "tokens", "verdicts", "rows") if flag in flags)
     return [getattr(arguments, output), *([arguments.work] if arguments.run in (_train, _make_pocket) else [])]
@@ -78,7 +88,7 @@ def _made_meanwhile(a: Arguments) -> bool:
 
 def lend_gpus(command: str, settings: dict[str, Any]) -> None:
     """Takes the GPUs that a command needs, for as long as this process lives; waits where others have them."""
-    if count := gpus_wanted(command, settings):
+    if not launch.is_worker() and (count := gpus_wanted(command, settings)):
         lease.take(settings["device"], count)
 
 
@@ -175,6 +185,9 @@ def _derive_traces(a: Arguments) -> None:
 
 
 def _train(a: Arguments) -> None:
+    if a.settings["gpus"] > 1 and not launch.is_worker():
+        launch.launch(a.settings["gpus"], _words_of("train", a), a.threads)
+        return
     from rsd.train import run_train
 
     run_train(
@@ -187,6 +200,16 @@ def _train(a: Arguments) -> None:
         output=a.output,
         work=a.work,
     )
+
+
+def _words_of(command: str, a: Arguments) -> list[str]:
+    """The command line that gives these arguments, without the log."""
+    words = [command]
+    for flag in STAGES[command][2]:
+        value = getattr(a, flag.replace("-", "_"))
+        if value is not None:
+            words += [f"--{flag}", json.dumps(value) if flag == "settings" else str(value)]
+    return words
 
 
 def _evaluate(a: Arguments) -> None:

@@ -187,10 +187,11 @@ def acquire(gpus: Sequence[Gpu], count: int) -> Lease:
         folder = _open_folder()
         stack.callback(os.close, folder)
         announced: list[int] = []
-        stack.callback(lambda: [os.close(file) for file in announced])
         while True:
             if count > 1 and not announced:
-                announced += _announce(folder, gpus)
+                announced = _announce(folder, gpus)
+                for file in announced:
+                    stack.callback(os.close, file)
             free = Lease() if count > 1 and not announced else _take_free(folder, gpus, count, announced)
             if len(free.gpus) == count:
                 return free

@@ -20,10 +20,16 @@ from typing import Any
 LOG = logging.getLogger(__name__)
 
 
-def setup_logging() -> None:
-    """Logs to stderr, one line a message; an uncaught exception ends the log with its message alone after the trace."""
+def setup_logging(*, quiet: bool = False) -> None:
+    """Logs to stderr, one line a message; an uncaught exception ends the log with its message alone after the trace.
+
+    `quiet`: warnings and errors alone, in a process beside another that says the same.
+    """
     logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
+        level=logging.WARNING if quiet else logging.INFO,
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(message)s",
+        datefmt="%H:%M:%S",
     )
     for noisy in ("httpx", "httpcore", "urllib3", "filelock", "fsspec", "matplotlib", "fontTools"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -107,8 +113,8 @@ def choose_device(setting: str) -> str:
 
     if setting == "cuda" and not torch.cuda.is_available():
         raise ValueError(
-            "device: cuda, but torch sees no GPU here; install a torch built for the driver's CUDA, or use `device: cpu` "
-            "or `device: auto`"
+            "device: cuda, but torch sees no GPU here; install a torch built for the driver's CUDA, or use "
+            "`device: cpu` or `device: auto`"
         )
     if setting == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"

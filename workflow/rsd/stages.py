@@ -34,6 +34,7 @@ PLUMBING = (
     "graphs",
     "interruption",
     "journal",
+    "launch",
     "lease",
     "lineage",
     "manifest",
@@ -87,7 +88,7 @@ STAGE_MODULES: dict[str, tuple[str, ...]] = {
     "convert_traces": _DATA,
     "select_traces": ("selection", "counting", "grading", "models", "prompts"),
     "derive_traces": ("derived", "recoding", "scoring", "counting", "training_rows", "models", "prompts"),
-    "train": ("train", "checkpoints", "training_rows", "training_steps", "models"),
+    "train": ("train", "sharded", "checkpoints", "training_rows", "training_steps", "models"),
     "analyse_tokens": ("tokens", "token_summary", "scoring", "pieces", "models", "vocabulary"),
     "evaluate": ("evaluate", "lm", "backends", "samples", "grading", *DECODER),
     "judge_samples": ("judge",),
@@ -116,6 +117,7 @@ STAGE_MODULES: dict[str, tuple[str, ...]] = {
 
 # Files beside the modules, below workflow/; {task} is the benchmark's name.
 _STAGE_FILES: dict[str, tuple[str, ...]] = {
+    "train": ("rsd/fsdp.yaml",),
     "evaluate": ("tasks/generic.yaml", "tasks/{task}.yaml"),
     "report": ("rsd/templates/*",),
 }

@@ -34,6 +34,7 @@ from transformers.utils.logging import disable_progress_bar
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from rsd import sharded
 from rsd.checkpoints import KEPT_CHECKPOINTS, checkpoint_folders, newest_checkpoint, seal_checkpoint, step_of
 from rsd.interruption import Interruption
 from rsd.manifest import verify_manifest, write_manifest
@@ -102,7 +103,7 @@ def run_train(
     inputs = {"model": model, "rows": rows} | ({"tokens_of": tokens_of} if tokens_of else {})
     provenance = stamp(settings, inputs, seed)
     checkpoints = work / settings_digest([provenance["settings"], stage_code("train")])
-    network = load_model(model, "float32", device).requires_grad_(True)
+    network = load_model(model, "float32", sharded.loading_device(device)).requires_grad_(True)
     tokenizer = load_tokenizer(model)
     require_fit(data, network, rows, model)
     require_vocabulary(rows, tokenizer, model)
@@ -112,7 +113,7 @@ def run_train(
 
     trainer = make_trainer(network, data, plan, settings, seed, device, tokenizer, checkpoints)
     require_labels(trainer, data)
-    resumed = newest_checkpoint(checkpoints)
+    resumed = sharded.from_main(lambda: newest_checkpoint(checkpoints))
     _announce(data, plan, trainer, settings, device, resumed)
     if wanted is not None:
         LOG.info("as many steps as come nearest to the %d tokens that %s sees", wanted, settings["tokens_of"]["arm"])
@@ -121,6 +122,13 @@ def run_train(
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     if trainer.state.global_step < plan.steps:
         _stop(interruption, trainer.state.global_step, plan.steps)
+    if sharded.count() > 1:
+        gathered = sharded.whole_weights(trainer.model)
+        if not sharded.is_main():
+            return
+        # The base model again, with what was learnt; the shards are of no more use.
+        network = load_model(model, "float32", "cpu")
+        network.load_state_dict(gathered)
     require_finite_weights(network, plan.steps)
 
     losses = curve(trainer.state)
@@ -171,7 +179,8 @@ def make_trainer(
         # Recipe. transformers reads a warm-up below 1 as a share, 1 as one step: only a number of steps is unambiguous.
         max_steps=plan.steps,
         per_device_train_batch_size=settings["micro_batch_size"],
-        gradient_accumulation_steps=settings["batch_size"] // settings["micro_batch_size"],
+        # Each process reads its share of a batch.
+        gradient_accumulation_steps=settings["batch_size"] // (settings["micro_batch_size"] * settings["gpus"]),
         learning_rate=settings["learning_rate"],
         lr_scheduler_type=SCHEDULES[settings["schedule"]],
         warmup_steps=plan.warmup_steps,
@@ -197,6 +206,8 @@ def make_trainer(
     )
     # TRL refuses to start where it sees several GPUs; this job uses one.
     arguments._n_gpu = min(arguments.n_gpu, 1)
+    if settings["gpus"] > 1:
+        sharded.prepare(arguments, data, settings, plan.left_out)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     trainer = CompletionTrainer(
         order=EpochOrder(len(data), plan.left_out, seed),
@@ -211,6 +222,8 @@ def make_trainer(
     )
     # It has served TRL's checks; kept, the trainer would write the tokenizer's special tokens into the model's config.
     trainer.processing_class = None
+    if settings["gpus"] > 1:
+        sharded.set_precision(trainer, settings["dtype"])
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -226,6 +239,7 @@ class CompletionTrainer(SFTTrainer):
         self.step_tokens = 0
         self.seconds = 0.0
         super().__init__(model=network, **arguments)
+        self.batch_size = self.get_total_train_batch_size(self.args)
         self.vocabulary = network.get_output_embeddings().weight.shape[0]
         chooses_logits = "logits_to_keep" in inspect.signature(type(network).forward).parameters
         self.direct = self.args.device.type == "cpu" and chooses_logits
@@ -240,8 +254,11 @@ class CompletionTrainer(SFTTrainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], torch.Tensor]:
         """The micro-batches of one step, and the number of their tokens with loss."""
+        # In several processes accelerate does not reach the order of an epoch that is gone on in.
+        self.order.set_epoch(self.state.global_step // math.ceil(len(self.order) / self.batch_size))
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         tokens = torch.stack([(batch["labels"][:, 1:] != IGNORED).sum() for batch in batches]).sum().to(device)
+        tokens = sharded.total(tokens)
         self.step_tokens = int(tokens)
         return batches, tokens
 
@@ -259,14 +276,16 @@ class CompletionTrainer(SFTTrainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         first = int((labels != IGNORED).any(dim=0).nonzero()[0, 0])
         keep = labels.shape[1] - first + 1
-        if len(labels) * keep * self.vocabulary > DIRECT_LOGITS:
+        # Processes must take the same way, since TRL's has collective operations in it.
+        if len(labels) * keep * self.vocabulary > DIRECT_LOGITS and sharded.count() == 1:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=keep).logits
         total = torch.nn.functional.cross_entropy(
             logits[:, :-1].flatten(0, 1).float(), labels[:, first:].flatten(), ignore_index=IGNORED, reduction="sum"
         )
-        return total / num_items_in_batch
+        # Gradients and losses of several processes are averaged, and here they are to be added up.
+        return total / num_items_in_batch * sharded.count()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Keeps a step's numbers in the state; FloatingPointError where loss or gradient is not finite.
@@ -290,28 +309,52 @@ class CompletionTrainer(SFTTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         final = Path(str(self.args.output_dir))
         partial = Path(self._get_output_dir(trial))
-        shutil.rmtree(partial, ignore_errors=True)
-        for old in checkpoint_folders(final)[: 1 - KEPT_CHECKPOINTS]:
-            shutil.rmtree(old)
+        if sharded.is_main():
+            shutil.rmtree(partial, ignore_errors=True)
+            for old in checkpoint_folders(final)[: 1 - KEPT_CHECKPOINTS]:
+                shutil.rmtree(old)
+        sharded.wait_for_all()
         try:
             super()._save_checkpoint(model, trial)
-            (written,) = checkpoint_folders(partial)
-            seal_checkpoint(written)
-            shutil.rmtree(final / written.name, ignore_errors=True)
-            written.replace(final / written.name)
+            # Each process has put something into it.
+            sharded.wait_for_all()
+            if sharded.is_main():
+                (written,) = checkpoint_folders(partial)
+                seal_checkpoint(written)
+                shutil.rmtree(final / written.name, ignore_errors=True)
+                written.replace(final / written.name)
         except (OSError, RuntimeError, SafetensorError) as error:
             raise _explain_write_error(error, final, 12 * self.network.num_parameters()) from error
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            if sharded.is_main():
+                shutil.rmtree(partial, ignore_errors=True)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         # Bare weights under the names of this run, so that resuming can be strict about them.
         folder = Path(str(output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_model(self.network, str(folder / WEIGHTS))
+        if sharded.count() == 1:
+            safetensors.torch.save_model(self.network, str(folder / WEIGHTS))
+        elif sharded.is_main():
+            sharded.save_weights(state_dict or {}, folder / WEIGHTS)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if sharded.count() == 1:
+            super()._save_optimizer_and_scheduler(output_dir)
+        else:
+            sharded.save_optimizer(self, Path(output_dir))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
+        if sharded.count() == 1 or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        else:
+            sharded.load_optimizer(self, Path(checkpoint))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        safetensors.torch.load_model(self.network, Path(resume_from_checkpoint) / WEIGHTS, strict=True)
+        if sharded.count() == 1:
+            safetensors.torch.load_model(self.network, Path(resume_from_checkpoint) / WEIGHTS, strict=True)
+        else:
+            sharded.load_weights(model, Path(resume_from_checkpoint) / WEIGHTS)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: it walks over all modules at every micro-batch."""
@@ -333,6 +376,9 @@ class Conductor(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **more: Any) -> None:
         """Notes where this run starts, for its speed."""
+        if sharded.count() > 1:
+            held, whole = sharded.require_shards(more["model"])
+            LOG.info("%d processes, this one holds %d of %d weights", sharded.count(), held, whole)
         self.first_step = state.global_step
         self.started = self.reported = time.monotonic()
 
@@ -340,7 +386,7 @@ class Conductor(TrainerCallback):
         """A checkpoint every `checkpoint_steps` and on a signal; not after the last step, when the model is saved."""
         if state.global_step >= self.plan.steps:
             return
-        if self.interruption.received is not None:
+        if sharded.any_says(self.interruption.received is not None):
             control.should_save = control.should_training_stop = True
         elif state.global_step % self.checkpoint_steps == 0:
             control.should_save = True
