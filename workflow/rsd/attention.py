@@ -95,7 +95,9 @@ def triton_attention(
     [rows, 1, 1, 1] int64 holds how many entries came before, since that is all it needs."""
     from rsd.attention_triton import lane_attention
 
-    return lane_attention(query, keys, values, mask.flatten(), scaling), None
+    # Triton starts a kernel on the current device, wherever its tensors are.
+    with torch.cuda.device_of(query):
+        return lane_attention(query, keys, values, mask.flatten(), scaling), None
 
 
 ATTENTION: dict[str, Callable[..., tuple[Tensor, None]]] = {

@@ -225,7 +225,7 @@ class VllmLM(ChunkedLM):
             # Where it is `auto`, a bar is drawn into the log.
             "batch_size": VLLM_CHUNK,
             "seed": self.seed,
-            "tensor_parallel_size": 1,
+            "tensor_parallel_size": self.gpus,
             "data_parallel_size": 1,
             "gpu_memory_utilization": VLLM_MEMORY / self.sharers,
             # Not what the folder says of temperature, penalties and end tokens.

@@ -127,6 +127,7 @@ def _pair(
     sides = {side: lineage.origin(config, config["traces"][name][side]) for side in ("student", "teacher")}
     folders = {side: RESULTS / "models" / settings_of.model_key(config, model) for side, model in sides.items()}
     dtypes = {side: config["models"][model]["dtype"] for side, model in sides.items()}
+    gpus = {side: config["models"][model]["gpus"] for side, model in sides.items()}
     if emulation is not None:
         shapes = {side: _shape(config, model, folders[side]) for side, model in sides.items()}
         models = {
@@ -145,7 +146,7 @@ def _pair(
             f"{missing[0]} is not there; download the models first (snakemake --cores 1 downloads), or time random "
             "weights of the same shapes with --random-weights"
         )
-    models = {side: load_model(folders[side], dtypes[side], device) for side in sides}
+    models = {side: load_model(folders[side], dtypes[side], device, gpus[side]) for side in sides}
     tokenizers = {side: load_tokenizer(folders[side]) for side in sides}
     sizes = {side: models[side].get_output_embeddings().weight.shape[0] for side in sides}
     alignment = align(

@@ -47,7 +47,7 @@ def reference_problems(config: Config) -> list[str]:
         )
     for name, traces in config["traces"].items():
         problems += _trace_set_problems(name, traces, config, check)
-    problems += _analysis_problems(config, check)
+    problems += _analysis_problems(config, check) + _split_problems(config)
     problems += lineage.problems(config, check)
     for name, arm in config["arms"].items():
         check(f"arms.{name}.model", arm["model"], "models")
@@ -135,6 +135,19 @@ def _schedule_problems(key: str, traces: Mapping[str, Any]) -> list[str]:
     if schedule in ("student-drafts", "teacher-drafts") and block == 1:
         return [f"{key}.block_length = 1: {schedule} needs a block to draft; write at least 2, or schedule: lock-step"]
     return []
+
+
+def _split_problems(config: Config) -> list[str]:
+    """Measured models that are to be spread over several GPUs by a backend that does not do so."""
+    if config["evaluation"]["backend"] != "transformers":
+        return []
+    models = {config["arms"][arm]["model"] for arm in config["run"]["arms"] if arm in config["arms"]}
+    return [
+        f"models.{name}.gpus = {model['gpus']}: evaluation.backend = 'transformers' uses one GPU; write backend: "
+        "rsd or vllm, or gpus: 1"
+        for name, model in config["models"].items()
+        if name in models and model["gpus"] > 1
+    ]
 
 
 def _analysis_problems(config: Config, check: Any) -> list[str]:

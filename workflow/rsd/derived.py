@@ -183,7 +183,8 @@ def scored(rows: Sequence[Row], path: Path, student: Path, settings: Mapping[str
         missing = [row for row in rows if _key(row) not in found]
         LOG.info("%d rows, %d of them scored before", len(rows), len(rows) - len(missing))
         if missing:
-            model = load_model(student, settings["student"]["dtype"], choose_device(settings["device"]))
+            device = choose_device(settings["device"])
+            model = load_model(student, settings["student"]["dtype"], device, settings["gpus"])
             limit = min(settings["context"], _positions(model))
             scores = score_tokens(model, (_shortened(row, limit) for row in missing))
             start = last = time.monotonic()

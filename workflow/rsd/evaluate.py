@@ -133,6 +133,7 @@ def load_lm(model: Path, settings: Mapping[str, Any], journal: Journal | None, o
         end_of_turn=settings["format"]["end_of_turn"],
         seed=settings["seed"],
         sharers=sharers(device, settings["jobs_at_once"]),
+        gpus=settings["gpus"],
         journal=journal,
         others=others,
     )

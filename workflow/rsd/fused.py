@@ -40,6 +40,7 @@ class _Layer:
 
     def __init__(self, layer: Any, packed: bool) -> None:
         attention, mlp = layer.self_attn, layer.mlp
+        self.device = attention.q_proj.weight.device
         self.first, self.second = layer.input_layernorm, layer.post_attention_layernorm
         self.norms = (attention.q_norm, attention.k_norm) if hasattr(attention, "q_norm") else None
         self.scaling, self.size = attention.scaling, attention.head_dim
@@ -66,6 +67,7 @@ class _Fused:
         self.embedding, self.rotary, self.norm = base.embed_tokens, base.rotary_emb, base.norm
         self.layers = [_Layer(layer, self.packed) for layer in base.layers]
         head = model.get_output_embeddings()
+        self.head_device = head.weight.device
         self.head = _joined([head], self.packed)
         if not config.tie_word_embeddings:
             _let_go(head)
@@ -76,18 +78,21 @@ class _Fused:
     def hidden(self, tokens: Tensor, positions: Tensor, mask: Tensor, cache: Any, attention: str) -> Tensor:
         """The last hidden states [rows, width, hidden] of `tokens`, `positions` [rows, width]."""
         values = self.embedding(tokens)
-        cosine, sine = (entry[:, :, None] for entry in self.rotary(values, positions))  # [rows, width, 1, size]
+        turns = (entry.to(values.device) for entry in self.rotary(values, positions))
+        cosine, sine = (entry[:, :, None] for entry in turns)  # [rows, width, 1, size]
         half = sine.shape[-1] // 2
         # Turned by half its length a head stands as the rotation needs it, but for the sign of its first half.
         sine = torch.cat((-sine[..., :half], sine[..., half:]), dim=-1)
         for number, layer in enumerate(self.layers):
+            if values.device != layer.device:
+                values, cosine, sine, mask = (entry.to(layer.device) for entry in (values, cosine, sine, mask))
             query, key, value = self._projections(layer, _normed(values, layer.first), cosine, sine, half)
             keys, stored = cache.update(key.transpose(1, 2), value.transpose(1, 2), number)
             mixed, _ = ATTENTION[attention](None, query.transpose(1, 2), keys, stored, mask, scaling=layer.scaling)
             values = values + layer.out(mixed.flatten(2))
             gate, up = layer.gate_up(_normed(values, layer.second)).chunk(2, dim=-1)
             values = values + layer.down(self.silu(gate).mul_(up))
-        return _normed(values, self.norm)
+        return _normed(values.to(self.norm.weight.device), self.norm)
 
     def _projections(
         self, layer: _Layer, values: Tensor, cosine: Tensor, sine: Tensor, half: int
@@ -128,7 +133,10 @@ def _states(model: Any, *, input_ids: Tensor, position_ids: Tensor, **inputs: An
 
 def _logits(model: Any, **inputs: Any) -> Any:
     hidden = _states(model.base_model, **inputs).last_hidden_state
-    return SimpleNamespace(logits=getattr(model, _FUSED).head(hidden))
+    fused = getattr(model, _FUSED)
+    # Who asks is on the first device of a model that is spread over several.
+    logits = fused.head(hidden.to(fused.head_device))
+    return SimpleNamespace(logits=logits.to(inputs["input_ids"].device))
 
 
 def _normed(values: Tensor, norm: Any) -> Tensor:

@@ -10,6 +10,7 @@ products that keep their order of summation (`attention.exact_attention`). Elsew
 
 from __future__ import annotations
 
+import itertools
 import math
 import weakref
 from collections.abc import Sequence
@@ -25,45 +26,52 @@ from rsd.attention import EXACT, LENGTH_MULTIPLE, TRITON, choose_attention, exac
 from rsd.fused import can_fuse, fuse
 from rsd.graphs import WIDEST, GraphedForward, bucket
 from rsd.packing import LEAST_ROWS, can_pack, pack, steady
+from rsd.split import is_split, layer_devices
 
 # A prompt is read in pieces of at most this many tokens, so that a long one needs no more memory than a short one.
 READ_TOKENS = 512
 
 
 class LaneCache:
-    """Keys and values of every layer, allocated once: values [layers, lanes, key-value heads, length, head size], keys
-    likewise, or with the last two exchanged (`transposed`).
+    """Keys and values of every layer, on its device, allocated once: values [lanes, key-value heads, length, head size]
+    a layer, keys likewise, or with the last two exchanged (`transposed`).
 
     transformers calls `update` from each attention layer; `aim` says beforehand which lanes and positions are meant.
     """
 
     def __init__(self, model: PreTrainedModel, lanes: int, length: int, *, transposed: bool) -> None:
-        layers, heads, width = cache_shape(model)
-        self.length, self.transposed = length, transposed
+        _, heads, width = cache_shape(model)
+        self.length, self.transposed, self.devices = length, transposed, layer_devices(model)
         size = (length, width)
+        self.keys: tuple[Tensor, ...] = ()
+        self.values: tuple[Tensor, ...] = ()
         try:
-            values = torch.zeros((layers, lanes, heads, *size), dtype=model.dtype, device=model.device)
-            keys = torch.zeros(
-                (layers, lanes, heads, *(size[::-1] if transposed else size)), dtype=model.dtype, device=model.device
-            )
+            for device, group in itertools.groupby(self.devices):
+                shape = (len(list(group)), lanes, heads)
+                values = torch.zeros((*shape, *size), dtype=model.dtype, device=device)
+                keys = torch.zeros((*shape, *(size[::-1] if transposed else size)), dtype=model.dtype, device=device)
+                # One view a layer, since an index costs as much as a small product.
+                self.keys += keys.unbind(0)
+                self.values += values.unbind(0)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             gigabytes = lanes * length * cache_bytes_per_token(model) / 1e9
             raise MemoryError(
                 f"no memory for {lanes} lanes of {length} tokens ({gigabytes:.1f} GB of keys and values); lower lanes "
                 "(of the trace set, or evaluation.lanes) or context"
             ) from error
-        # One view a layer, since an index costs as much as a small product.
-        self.keys, self.values = keys.unbind(0), values.unbind(0)
 
     def aim(self, rows: int, positions: Tensor, live: int) -> None:
         """The next forward pass writes to the first `rows` lanes at `positions` [rows, width] and reads their first
         `live` entries."""
         self._rows, self._live = rows, live
-        self._index = torch.arange(rows, device=positions.device)[:, None], positions
+        self._index = {
+            device: (torch.arange(rows, device=device)[:, None], positions.to(device))
+            for device in dict.fromkeys(self.devices)
+        }
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Stores [rows, heads, width, size] and returns the live part of the rows."""
-        rows, positions = self._index
+        rows, positions = self._index[self.devices[layer]]
         mine, theirs = self.keys[layer], self.values[layer]
         theirs[rows, :, positions] = values.transpose(1, 2)
         if self.transposed:
@@ -127,7 +135,8 @@ class ModelLanes:
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=self.device)
         self.known_lengths: NDArray[np.int64] = np.zeros(rows, dtype=np.int64)
         self.graphed = None
-        if self.in_kernel:
+        # A graph is captured on one device.
+        if self.in_kernel and not is_split(model):
             # Weakly: a cycle would keep gigabytes of cache until Python happens to look for cycles.
             forward = weakref.WeakMethod(self._model_forward)
             self.graphed = GraphedForward(
@@ -239,7 +248,7 @@ class _OneLane(LaneCache):
     """One lane of a cache as a cache of its own."""
 
     def __init__(self, cache: LaneCache, lane: int) -> None:
-        self.length, self.transposed = cache.length, cache.transposed
+        self.length, self.transposed, self.devices = cache.length, cache.transposed, cache.devices
         self.keys = tuple(keys[lane : lane + 1] for keys in cache.keys)
         self.values = tuple(values[lane : lane + 1] for values in cache.values)
 

@@ -64,6 +64,7 @@ class SampledLM(LM):
         end_of_turn: str,
         seed: int,
         sharers: int = 1,
+        gpus: int = 1,
         journal: Journal | None = None,
         others: Sequence[Path] = (),
     ) -> None:
@@ -73,7 +74,7 @@ class SampledLM(LM):
         self.end_of_turn = token_id(self.tokenizer, end_of_turn)
         self.lanes = None if batch_size is None else int(batch_size)
         self.max_length = int(max_length)
-        self.seed, self.sharers = int(seed), sharers
+        self.seed, self.sharers, self.gpus = int(seed), sharers, gpus
         self.journal, self.others = journal, others
         self.resumed = 0  # samples that earlier runs have finished
 
@@ -212,7 +213,7 @@ class RsdLM(SampledLM):
     @cached_property
     def model(self) -> PreTrainedModel:
         """The weights, loaded at their first use: a run that only grades what the journal holds needs none."""
-        return load_model(self.folder, self.dtype, str(self._device))
+        return load_model(self.folder, self.dtype, str(self._device), self.gpus)
 
     def _sample(self, requests: Sequence[Request], sampling: Sampling, snapshots: Snapshots) -> Iterator[Completion]:
         lengths = {"context": self.max_length, "max_new_tokens": self.max_length}

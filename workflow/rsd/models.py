@@ -9,12 +9,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rsd.provenance import settings_digest
+from rsd.split import layer_devices, plan_layers
 
 LOG = logging.getLogger(__name__)
 
 
-def load_model(folder: Path, dtype: str, device: str) -> PreTrainedModel:
+def load_model(folder: Path, dtype: str, device: str, gpus: int = 1) -> PreTrainedModel:
     """A causal language model for inference: weights in `dtype` (float32 | bfloat16 | float16) on `device`.
+
+    On a GPU its layers may be spread over the first `gpus` that this process sees; a CPU holds all of them.
 
     Raises FileNotFoundError where the folder has no config or no safetensors weights.
     """
@@ -24,13 +27,22 @@ def load_model(folder: Path, dtype: str, device: str) -> PreTrainedModel:
             f"{folder} holds no weights (*.safetensors); delete the folder and run its prefetch again, "
             "or point the model's `source` to one that holds them"
         )
+    plan = plan_layers(folder, dtype, gpus) if gpus > 1 and device == "cuda" else None
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, local_files_only=True
+        folder,
+        dtype=getattr(torch, dtype),
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+        device_map=plan,
     )
     parameters = sum(parameter.numel() for parameter in model.parameters())
     LOG.info("loaded %s: %.4g M parameters, %s, %s", folder.name, parameters / 1e6, dtype, device)
-    # `nn.Module.to` does not go through transformers' annotated wrapper.
-    torch.nn.Module.to(model, device)
+    if plan is None:
+        # `nn.Module.to` does not go through transformers' annotated wrapper.
+        torch.nn.Module.to(model, device)
+    else:
+        LOG.info("its layers are on GPUs %s", [where.index for where in layer_devices(model)])
     return model.eval().requires_grad_(False)
 
 

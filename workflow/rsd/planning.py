@@ -20,6 +20,7 @@ from rsd.lanes import cache_bytes_per_token
 from rsd.law import Law
 from rsd.memory import free_bytes
 from rsd.schedule import DRAFTERS, Agreement, Costs, Schedule, Scheduler, best_schedule, candidates, tokens_per_second
+from rsd.split import is_split, layer_devices
 from rsd.vocabulary import Alignment
 
 LOG = logging.getLogger(__name__)
@@ -114,8 +115,9 @@ def plan_pair(
     longest = max(option.block for option in options)
     each = pair_lane_bytes(student, teacher, alignment, context=context, max_new_tokens=max_new_tokens, block=longest)
     most = lanes_that_fit(
-        lanes, each, free_bytes(student.device) / sharers, most=sequences, allocated=_rows(student.device)
-    )
+        lanes, each, _free([(student, context), (teacher, context)], each) / sharers, most=sequences,
+        allocated=_rows(student.device),
+    )  # fmt: skip
     if len(options) == 1 and lanes is not None:
         return most, Scheduler(options)
     costs = measure_costs(student, teacher, alignment, law, context=context, tokens=min(most * longest, 1024))
@@ -138,7 +140,7 @@ def plan_single(
     """Lanes for plain sampling of one model; None is chosen from measured costs. `sharers` as in `plan_pair`."""
     each = single_lane_bytes(model, context=context, max_new_tokens=max_new_tokens)
     most = lanes_that_fit(
-        lanes, each, free_bytes(model.device) / sharers, most=sequences, allocated=_rows(model.device)
+        lanes, each, _free([(model, context)], each) / sharers, most=sequences, allocated=_rows(model.device)
     )
     if lanes is None and most > 1:
         cost = measure_pass(model, context=context, tokens=most)
@@ -156,6 +158,24 @@ def fewest_good_lanes(costs: Costs, options: tuple[Schedule, ...], *, most: int,
         best = best_schedule(costs, agreement, options, lanes, length)
         speeds[lanes] = tokens_per_second(costs, agreement, best, lanes, length)
     return _fewest(speeds)
+
+
+def _free(sides: list[tuple[PreTrainedModel, int]], each: LaneBytes) -> float:
+    """Free memory in bytes; where layers are on several GPUs, that which the tightest of them is good for.
+
+    All but keys and values is on the first.
+    """
+    first = sides[0][0].device
+    if not any(is_split(model) for model, _ in sides):
+        return free_bytes(first)
+    cache = sum(cache_bytes_per_token(model) * context for model, context in sides)
+    taken = {first: float(each.total - each.cache)}
+    for model, context in sides:
+        devices = layer_devices(model)
+        for device in devices:
+            share = cache_bytes_per_token(model) * context / len(devices) / cache
+            taken[device] = taken.get(device, 0.0) + each.cache * share
+    return min(free_bytes(device) * each.total / bytes_ for device, bytes_ in taken.items())
 
 
 def _rows(device: torch.device) -> Callable[[int], int]:

@@ -53,6 +53,7 @@ PLUMBING = (
     "sizes",
     "sources",
     "speeds",
+    "split",
     "stages",
     "supervise",
     "web",

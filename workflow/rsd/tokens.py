@@ -240,7 +240,7 @@ def _score(
     missing = [row for row in chosen if row.number not in found]
     LOG.info("%d rows, %d of them scored before", len(chosen), len(chosen) - len(missing))
     if missing:
-        model = load_model(reader, settings["dtype"], choose_device(settings["device"]))
+        model = load_model(reader, settings["dtype"], choose_device(settings["device"]), settings["gpus"])
         known = token_ids(tokenizer, model.get_output_embeddings().weight.shape[0])
         done = _Progress(missing)
         scores = score_tokens(model, ((row.prompt.tolist(), row.completion.tolist()) for row in missing), known=known)

@@ -155,14 +155,15 @@ class _Generator:
         self.side = "student" if sampled is None else "sampled"
         folder = sampled or student
         self.tokenizer = load_tokenizer(folder)
-        self.student = load_model(folder, settings[self.side]["dtype"], device)
+        self.student = load_model(folder, settings[self.side]["dtype"], device, settings["gpus"][self.side])
         size = self.student.get_output_embeddings().weight.shape[0]
         self.end_of_turn = token_id(self.tokenizer, settings["format"]["end_of_turn"])
         self.emittable = token_ids(self.tokenizer, size)
         self.alignment: Alignment | None = None
         if teacher is not None:
             self.teacher_tokenizer = load_tokenizer(teacher)
-            self.teacher = load_model(teacher, settings["teacher"]["dtype"], device)
+            # On the first GPUs, those of the student among them.
+            self.teacher = load_model(teacher, settings["teacher"]["dtype"], device, settings["gpus"]["teacher"])
             self.alignment = align(
                 self.tokenizer,
                 self.teacher_tokenizer,
