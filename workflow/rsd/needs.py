@@ -15,6 +15,8 @@ from pathlib import Path
 from rsd import config as settings_of
 from rsd import lineage
 from rsd.config import Config
+from rsd.gpus import STAGES as GPU_STAGES
+from rsd.gpus import gpus_of
 from rsd.projection import (
     CHECKPOINT_BYTES,
     JOURNAL_BYTES,
@@ -77,9 +79,9 @@ def needs_of(config: Config, stage: str, names: Names, results: Path = Path("res
     work = work_of(config, stage, names, results)
     mem_bytes, disk, others_seconds = reckon(config, names, results)
     base = PLAIN_MB if stage in PLAIN else TORCH_MB
+    gpu = gpus_of(config, stage, names.get(GPU_STAGES.get(stage, ""), ""))
     time = others_seconds
     if work is not None:
-        gpu = gpus(config, stage, work)
         base = CUDA_MB if gpu else TORCH_MB
         mem_bytes += host_bytes(config, work, results) if gpu else held_bytes(config, work, results)
         time += SLOWER * seconds(work, stated(config, results / "models"))
@@ -88,7 +90,7 @@ def needs_of(config: Config, stage: str, names: Names, results: Path = Path("res
         mem_mb=base + math.ceil(SPARE * mem_bytes / 1e6),
         runtime=min(MOST_MINUTES, LEAST_MINUTES + math.ceil(time / 60)),
         disk_mb=100 + math.ceil(SPARE * disk / 1e6),
-        gpu=gpus(config, stage, work),
+        gpu=gpu,
     )
 
 
@@ -101,16 +103,6 @@ def grown(needs: Needs, attempt: int) -> Needs:
         disk_mb=needs.disk_mb,
         gpu=needs.gpu,
     )
-
-
-def gpus(config: Config, stage: str, work: Work | None) -> int:
-    """How many GPUs a job asks for: one where it runs a model, none on the CPU or without one.
-
-    The demo's models are made on the CPU, whatever the device.
-    """
-    if work is None or config["device"] == "cpu" or stage == "make_pocket_model":
-        return 0
-    return 1
 
 
 def work_of(config: Config, stage: str, names: Names, results: Path) -> Work | None:
