@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pstats
 import re
 import subprocess
@@ -12,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from pipelines import SMALL, Pipeline, overlay
+from pipelines import POCKET_TINY, ROOT, SMALL, Pipeline, overlay
+from rsd.config import load, model_key
 from rsd.needs import RESOURCES
 
 # 30 jobs of traces, 100 of evaluation.
@@ -53,8 +55,7 @@ def test_every_job_of_a_plan_says_what_it_needs(profiled: tuple[str, Counter[str
     for rule, found in asked.items():
         assert found is not None, rule
         numbers = dict(re.findall(r"(\w+)=(\d+)\b(?!\.)", found[1]))
-        # A resource of 0 is not shown.
-        assert numbers.keys() >= set(RESOURCES) - {"gpu"}, rule
+        assert numbers.keys() >= set(RESOURCES), rule
         assert int(numbers["mem_mb"]) >= 500
         assert int(numbers["runtime"]) >= 10
     assert "gpu=1" in asked["generate_traces"][1]  # type: ignore[index]
@@ -73,3 +74,21 @@ def test_what_is_expensive_is_done_once_and_not_for_each_shard(profiled: tuple[s
     assert 15 < calls["needs.needs_of"] < 60
     # What is still done for every job is small: its slice as JSON.
     assert total < calls["common.as_json"] < 3 * total
+
+
+def test_a_job_that_fails_is_tried_again_with_more_memory_and_time(pipeline: Pipeline, tmp_path: Path) -> None:
+    (tmp_path / "failing").mkdir()
+    (tmp_path / "failing" / "rsd").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "failing" / "rsd").chmod(0o755)
+    pipeline.environment["PATH"] = f"{tmp_path / 'failing'}{os.pathsep}{os.environ['PATH']}"
+    pipeline.experiments = POCKET_TINY
+    settings = load([ROOT / name for name in ("config.yaml", *POCKET_TINY)])
+    target = f"results/models/{model_key(settings, 'student')}/manifest.json"
+    output = pipeline.run("--cores", "1", "--retries", "2", target, ok=False).stdout
+    resources = re.findall(r"^ +resources: (.*)$", output, re.MULTILINE)
+    memory, minutes = (
+        [int(re.findall(rf"{name}=(\d+)", line)[0]) for line in resources] for name in ("mem_mb", "runtime")
+    )
+    assert len(memory) == 3
+    assert memory[0] < memory[1] < memory[2] == pytest.approx(1.5**2 * memory[0], abs=2)
+    assert minutes[0] < minutes[1] < minutes[2]

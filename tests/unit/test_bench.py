@@ -206,6 +206,8 @@ def test_the_command_prints_a_table_and_writes_its_numbers(tmp_path, capsys, mon
         "disk, at most", "memory",
     ):  # fmt: skip
         assert wanted in text
+    assert main(["estimate", *POCKET, "--speeds", str(tmp_path / "b.json")]) == 0
+    assert "measured by rsd bench (b.json): 2 lanes at about 40 tokens" in capsys.readouterr().out
     facts = json.loads((tmp_path / "b.json").read_text())
     assert facts["lanes"] == 2
     assert len(facts["schedules"]) == 9

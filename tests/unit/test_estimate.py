@@ -54,11 +54,16 @@ def test_the_papers_estimate_says_what_is_stated_what_is_a_bound_and_how_to_meas
     assert sum(found["jobs"].values()) == 135
     assert found["expected"] is None
     assert found["downloads"] == 2 * (596_049_920 + 7_615_616_512)
+    assert found["hours"]["at_most"] == sum(item["seconds"] + item["starts"] for item in found["at_most"]) / 3600
+    # With one lane the pair's weights (16.4 GB) and little more.
+    gpu = {entry["stage"]: entry["gpu_bytes"] for entry in found["needs"]}
+    assert 16.4e9 < gpu["generate_traces"] < 24e9
     text = " ".join(capsys.readouterr().out.split())
     for wanted in (
         "135 jobs from an empty folder",
         "teacher: 7.62 G parameters (public)",
         "problems: training 1000, aime24 30",
+        "GPU time of all jobs",
         "stated, not measured",
         "NVIDIA A100",
         "rsd bench",

@@ -20,6 +20,7 @@ from rsd import config as settings_of
 from rsd import lineage
 from rsd.bench import ScheduleTiming, Workload, bench_pair, parameter_count
 from rsd.config import Config
+from rsd.costs import measure_pass
 from rsd.emulation import Emulation, emulate
 from rsd.formatting import duration, number, size
 from rsd.memory import free_bytes
@@ -30,7 +31,7 @@ from rsd.projection import disk_bytes, project, training_bytes
 from rsd.runtime import choose_device, set_threads, write_json
 from rsd.schedule import BLOCKS, Costs, describe
 from rsd.shapes import random_model, shape_of
-from rsd.speeds import Speeds, measured
+from rsd.speeds import READ_TOKENS, Speeds, measured
 from rsd.traces import law_of
 from rsd.vocabulary import Alignment, align
 from rsd.workload import count_problems
@@ -80,7 +81,9 @@ def run_bench(
     work = Workload(planned, max(length - new // 2, 1), new)
     teacher_alone, student_alone, timings, costs = bench_pair(student, teacher, alignment, law, work, runs=runs)
     best = max(timings, key=lambda timing: timing.measured.median)
-    speeds = Speeds(best.measured.median, student_alone.median, teacher_alone.median, _reading_speed(costs))
+    speeds = Speeds(
+        best.measured.median, student_alone.median, teacher_alone.median, _reading_speed(student, costs, length)
+    )
     each = pair_lane_bytes(student, teacher, alignment, **limits, block=max(BLOCKS))
     facts: dict[str, Any] = {
         "trace_set": name,
@@ -163,9 +166,12 @@ def _shape(config: Config, model: str, folder: Path) -> PreTrainedConfig:
     return new_model(make, config["pocket"][make], make_tokenizer(make), seed=0).config
 
 
-def _reading_speed(costs: Costs) -> float:
-    """Tokens a second of the student's widest pass that was measured."""
-    return costs.student.tokens[-1] / costs.student.seconds[-1]
+def _reading_speed(student: PreTrainedModel, costs: Costs, context: int) -> float:
+    """Tokens a second of a pass of the student as wide as those of stages that read; narrow ones are slower a token."""
+    widest = costs.student
+    if widest.tokens[-1] < READ_TOKENS:
+        widest = measure_pass(student, context=context, tokens=READ_TOKENS)
+    return widest.tokens[-1] / widest.seconds[-1]
 
 
 def _machine(device: str) -> str:

@@ -12,6 +12,7 @@ import math
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ from rsd import config as settings_of
 from rsd.config import Config
 from rsd.formatting import duration, number, size
 from rsd.needs import Needs, held_bytes, needs_of
-from rsd.projection import disk_bytes, project, stored_bytes
+from rsd.projection import Item, disk_bytes, project, stored_bytes
 from rsd.runtime import write_json
 from rsd.sizes import Shape, shape_of_model
 from rsd.speeds import KINDS, Speed, Speeds, given, machine_of, measured, stated
 from rsd.workload import (
     Jobs,
     Typical,
+    Work,
     benchmark_or_guess,
     count_benchmark,
     count_problems,
@@ -56,16 +58,20 @@ def run_estimate(
     check(config, by_hand, typical)
     speed, machine, source = choose_speeds(config, speeds, by_hand)
     planned = jobs(config, RESULTS)
+    most = project(config, speed, RESULTS)
+    expected = project(config, speed, RESULTS, typical) if typical else None
     facts: dict[str, Any] = {
         "experiment": config["experiment"],
         "machine": machine,
+        "device": "CPU" if config["device"] == "cpu" or machine.startswith("CPU") else "GPU",
         "speeds": source,
         "by_hand": dict(by_hand),
         "models": {name: _model(shape_of_model(config, name, RESULTS / "models")) for name in outside_models(config)},
         "problems": _counts(config),
         "jobs": dict(stage_counts(planned)),
-        "at_most": [vars(item) for item in project(config, speed, RESULTS)],
-        "expected": [vars(item) for item in project(config, speed, RESULTS, typical)] if typical else None,
+        "hours": {"at_most": _total_hours(most), "expected": _total_hours(expected) if expected else None},
+        "at_most": [vars(item) for item in most],
+        "expected": [vars(item) for item in expected] if expected else None,
         "typical": {"*" if name is None else name: tokens for name, tokens in typical.items()},
         "judge_calls": judge_calls(config),
         "downloads": downloads(config),
@@ -169,6 +175,10 @@ def judge_calls(config: Config) -> int:
     return calls
 
 
+def _total_hours(items: Sequence[Item]) -> float:
+    return sum(item.seconds + item.starts for item in items) / 3600
+
+
 def _counts(config: Config) -> dict[str, dict[str, Any]]:
     counts = {"training": (problems_or_guess(config, RESULTS), count_problems(config, RESULTS) is not None)}
     for task in config["run"]["tasks"]:
@@ -184,17 +194,22 @@ def _model(shape: Shape) -> dict[str, Any]:
 
 
 def largest_jobs(config: Config, planned: Sequence[Jobs]) -> list[tuple[str, int, Needs, float]]:
-    """(stage, jobs, the most that one of them asks for, bytes that its models hold) a stage."""
+    """(stage, jobs, the most that one of them asks for, bytes that its models hold with a single lane) a stage."""
     found: dict[str, tuple[str, int, Needs, float]] = {}
     for entry in planned:
         asked = [needs_of(config, entry.stage, names, RESULTS) for names in names_of(config, entry)]
-        held = held_bytes(config, entry.each, RESULTS) if entry.each else 0.0
+        held = held_bytes(config, _fewest_lanes(entry.each), RESULTS) if entry.each else 0.0
         before = found.get(entry.stage)
         count = entry.count + (before[1] if before else 0)
         most = [*asked, *([before[2]] if before else [])]
         needs = Needs(*(max(getattr(one, name) for one in most) for name in Needs.__dataclass_fields__))
         found[entry.stage] = (entry.stage, count, needs, max(held, before[3] if before else 0.0))
     return list(found.values())
+
+
+def _fewest_lanes(work: Work) -> Work:
+    """The same with one lane, where their number is left to the pipeline, which fills the memory that there is."""
+    return replace(work, width=1) if work.width is None else work
 
 
 def _need(config: Config, entry: tuple[str, int, Needs, float]) -> dict[str, Any]:
@@ -212,7 +227,7 @@ def _text(facts: Mapping[str, Any]) -> str:
         *(f"  {name}: {_parameters(model)}" for name, model in facts["models"].items()),
         *_problem_lines(facts["problems"]),
         "",
-        f"Time of all jobs one after another, on {facts['machine']}, with speeds that are",
+        f"{facts['device']} time of all jobs one after another, on {facts['machine']}, with speeds that are",
         *_wrapped(facts["speeds"]),
         *([f"Given by hand, tokens/s: {_listed(facts['by_hand'])}."] if facts["by_hand"] else []),
         "At most: every attempt, row and sample as long as its limit allows; a bound, as far as the speeds are right.",
@@ -288,7 +303,7 @@ def _disk_rows(disk: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _need_rows(needs: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = [("", "jobs", "memory", "minutes", "disk", "GPUs", "of a GPU's memory")]
+    rows: list[tuple[str, ...]] = [("", "jobs", "memory", "minutes", "disk", "GPUs", "GPU memory, at least")]
     for entry in needs:
         rows.append(
             (

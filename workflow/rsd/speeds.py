@@ -19,8 +19,6 @@ Speed = Callable[[Work], float]
 
 # Kinds of speed that can be measured or given by hand.
 KINDS = ("rsd", "student", "teacher", "reading")
-# Lanes that are counted on a CPU where the configuration leaves them to the pipeline, and never more than on a GPU.
-CPU_LANES, MOST_LANES = 8, 512
 # Caches are allocated in steps of so many tokens; drafted blocks are at most so long; copies of the logits in float32.
 CACHE_MULTIPLE, LONGEST_BLOCK, LOGIT_COPIES = 256, 12, 4
 # Of a GPU's memory so much is left alone.
@@ -31,15 +29,16 @@ READ_TOKENS = 512
 
 @dataclass(frozen=True)
 class Machine:
-    """What a job is taken to run on: operations a second by dtype and bytes a second that are reached, bytes of memory,
-    and the least seconds of a forward pass."""
+    """What a job is taken to run on: operations a second by dtype and bytes a second that are reached, the least seconds
+    of a forward pass, the most lanes, and the bytes of memory that they have to fit (None: as many as there are)."""
 
     name: str
     source: str
     operations: Mapping[str, float]
     bandwidth: float
-    memory: float
     pass_seconds: float
+    lanes: int
+    memory: float | None = None
 
 
 # Shares of the data sheet's peaks; none of this is measured.
@@ -49,8 +48,9 @@ GPU = Machine(
     "of the bandwidth, 10 ms a pass; nothing of this project has been timed on a GPU",
     operations={"bfloat16": 0.3 * 312e12, "float16": 0.3 * 312e12, "float32": 0.3 * 19.5e12},
     bandwidth=0.5 * 2.0e12,
-    memory=80e9,
     pass_seconds=0.010,
+    lanes=512,
+    memory=80e9,
 )
 # As SmolLM2-135M and -1.7B came out on two cores (docs/performance.md), halved for one.
 CPU = Machine(
@@ -59,8 +59,8 @@ CPU = Machine(
     "GB/s, 5 ms a pass; assumed for 16 bit, too",
     operations=dict.fromkeys(ITEM_BYTES, 40e9),
     bandwidth=12e9,
-    memory=4e9,
     pass_seconds=0.005,
+    lanes=8,
 )
 
 
@@ -84,9 +84,11 @@ def machine_of(config: Config) -> Machine:
 
 def stated(config: Config, models: Path) -> Speed:
     """Speeds by the figures of the machine that `device` stands for."""
-    machine = machine_of(config)
 
     def speed(work: Work) -> float:
+        # The demo's models are made on the CPU, and hardly faster elsewhere.
+        made_here = config["models"][work.models[0]]["source"].startswith("pocket://")
+        machine = CPU if made_here else machine_of(config)
         shapes = [(shape_of_model(config, name, models), dtype_of(config, work, name)) for name in work.models]
         if work.kind in ("rsd", "sample"):
             return _writing(machine, shapes, work)
@@ -122,12 +124,12 @@ def lanes_of(machine: Machine, shapes: list[tuple[Shape, str]], work: Work) -> i
     """Lanes that a job is taken to have: as configured, or what fits the machine, never more than its sequences."""
     if work.width is not None:
         return min(work.width, work.sequences)
-    if machine is CPU:
-        return min(CPU_LANES, work.sequences)
-    weights = sum(shape.parameters * ITEM_BYTES[dtype] for shape, dtype in shapes)
-    left = machine.memory * (1 - RESERVE) - weights
-    fit = int(left / sum(lane_bytes(shape, dtype, work) for shape, dtype in shapes))
-    return max(1, min(fit, work.sequences, MOST_LANES))
+    fit = machine.lanes
+    if machine.memory is not None:
+        weights = sum(shape.parameters * ITEM_BYTES[dtype] for shape, dtype in shapes)
+        left = machine.memory * (1 - RESERVE) - weights
+        fit = int(left / sum(lane_bytes(shape, dtype, work) for shape, dtype in shapes))
+    return max(1, min(fit, work.sequences, machine.lanes))
 
 
 def lane_bytes(shape: Shape, dtype: str, work: Work) -> int:
