@@ -77,15 +77,12 @@ def needs_of(config: Config, stage: str, names: Names, results: Path = Path("res
     """
     reckon = STAGES[stage]
     work = work_of(config, stage, names, results)
-    mem_bytes, disk, others_seconds = reckon(config, names, results)
-    base = PLAIN_MB if stage in PLAIN else TORCH_MB
+    mem_bytes, disk, time = reckon(config, names, results)
     gpu = gpus_of(config, stage, names.get(GPU_STAGES.get(stage, ""), ""))
-    time = others_seconds
+    base = CUDA_MB if gpu else PLAIN_MB if stage in PLAIN else TORCH_MB
     if work is not None:
-        base = CUDA_MB if gpu else TORCH_MB
         mem_bytes += host_bytes(config, work, results) if gpu else held_bytes(config, work, results)
-        time += SLOWER * seconds(work, stated(config, results / "models"))
-        time += SLOWER * start_seconds(config, work, results)
+        time += SLOWER * (start_seconds(config, work, results) + seconds(work, stated(config, results / "models")))
     return Needs(
         mem_mb=base + math.ceil(SPARE * mem_bytes / 1e6),
         runtime=min(MOST_MINUTES, LEAST_MINUTES + math.ceil(time / 60)),

@@ -29,8 +29,11 @@ READ_TOKENS = 512
 
 @dataclass(frozen=True)
 class Machine:
-    """What a job is taken to run on: operations a second by dtype and bytes a second that are reached, the least seconds
-    of a forward pass, the most lanes, and the bytes of memory that they have to fit (None: as many as there are)."""
+    """What a job is taken to run on.
+
+    Operations a second by dtype and bytes a second that are reached, the least seconds of a forward pass, the most
+    lanes, and the bytes of memory that they have to fit (None: that many lanes fit).
+    """
 
     name: str
     source: str
