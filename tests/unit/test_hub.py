@@ -190,6 +190,25 @@ def test_a_file_that_differs_from_the_hubs_hash_is_named_deleted_and_fetched_ane
     fetch(tmp_path / "m", f"hf://org/model@{COMMIT}")
 
 
+def test_more_bytes_than_the_hub_states_are_not_written_and_the_next_run_begins_anew(
+    server: FakeHub, tmp_path: Path
+) -> None:
+    server.served_instead["model.safetensors"] = WEIGHTS * 100
+    with pytest.raises(ValueError, match=rf"model\.safetensors arrived with more than {len(WEIGHTS)} bytes"):
+        fetch(tmp_path / "m", f"hf://org/model@{COMMIT}")
+    assert all(path.stat().st_size <= len(WEIGHTS) for path in (tmp_path / "m").rglob("*") if path.is_file())
+    assert not (tmp_path / "m/model.safetensors").exists()
+    server.served_instead.clear()
+    fetch(tmp_path / "m", f"hf://org/model@{COMMIT}")
+
+
+def test_a_hub_that_answers_with_another_commit_than_the_pinned_one_is_refused(server: FakeHub, tmp_path: Path) -> None:
+    server.repositories["models/org/model"].branches = ("main", "b" * 40)
+    with pytest.raises(ValueError, match=f"asked for commit {'b' * 40}, {server.address} answered with {COMMIT}"):
+        fetch(tmp_path / "m", f"hf://org/model@{'b' * 40}")
+    assert not server.downloads()
+
+
 def test_a_file_damaged_on_disk_is_fetched_again(server: FakeHub, tmp_path: Path) -> None:
     fetch(tmp_path / "m", f"hf://org/model@{COMMIT}")
     (tmp_path / "m/model.safetensors").write_bytes(b"X" + WEIGHTS[1:])

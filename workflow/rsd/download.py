@@ -52,6 +52,8 @@ def from_hub(place: Place, repository: str, revision: str) -> Fetched:
         disable_progress_bars()
     # Its warnings on every attempt would bury ours.
     library_logging.set_verbosity_error()
+    # HF_DEBUG turns this one on again, with the signed address of every file.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     # Read here, not when huggingface_hub was imported.
     endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
     recorded = None if _is_commit(revision) else _recorded_commit(place)
@@ -59,6 +61,10 @@ def from_hub(place: Place, repository: str, revision: str) -> Fetched:
     api = huggingface_hub.HfApi(endpoint=endpoint)
     describe: Callable[..., Any] = api.model_info if place.kind == "models" else api.dataset_info
     info = _retry(place, wanted, lambda: describe(repository, revision=wanted, files_metadata=True))
+    if _is_commit(wanted) and info.sha != wanted:
+        raise ValueError(
+            f"{place.label}: asked for commit {wanted}, {_endpoint()} answered with {info.sha}; is HF_ENDPOINT a hub?"
+        )
     if not _is_commit(revision):
         _record_commit(place, repository, revision or "main", info.sha)
 
@@ -181,6 +187,9 @@ class _LoggedWriter(io.BufferedWriter):
         self._label, self._size, self._logged = label, size, time.monotonic()
 
     def write(self, data: Any) -> int:
+        # Without an end, or larger than said: it shall not fill the disk before its size is compared.
+        if self.tell() + len(data) > self._size:
+            raise ValueError(f"{self._label} arrived with more than {self._size} bytes, expected as many; run again")
         written = super().write(data)
         if time.monotonic() - self._logged > LOG_EVERY_S:
             self._logged = time.monotonic()
