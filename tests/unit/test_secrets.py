@@ -48,7 +48,6 @@ def secrets_with(folder: Path, **environment: str) -> dict[str, str]:
         **{name: f"{SECRET}{name}" for name in names},
         "PYTHONPATH": str(ROOT / "workflow"),
         "HF_HOME": str(home),
-        "HF_DEBUG": "1",  # the library's most talkative mode
         **environment,
     }
 

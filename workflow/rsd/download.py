@@ -52,8 +52,6 @@ def from_hub(place: Place, repository: str, revision: str) -> Fetched:
         disable_progress_bars()
     # Its warnings on every attempt would bury ours.
     library_logging.set_verbosity_error()
-    # HF_DEBUG turns this one on again, with the signed address of every file.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     # Read here, not when huggingface_hub was imported.
     endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
     recorded = None if _is_commit(revision) else _recorded_commit(place)

@@ -31,7 +31,9 @@ def setup_logging(*, quiet: bool = False) -> None:
         format="%(asctime)s %(levelname)s %(message)s",
         datefmt="%H:%M:%S",
     )
-    for noisy in ("httpx", "httpcore", "urllib3", "filelock", "fsspec", "matplotlib", "fontTools"):
+    # The first four would log the address of every download, with the signature in it.
+    http = ("httpx", "httpx2", "httpcore", "httpcore2")
+    for noisy in (*http, "urllib3", "filelock", "fsspec", "matplotlib", "fontTools"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     sys.excepthook = _log_exception
 
