@@ -261,6 +261,17 @@ def test_pythons_agree_everywhere() -> None:
     assert f"{oldest[1]}.{int(oldest[2]) - 1}" not in versions
 
 
+def test_the_audit_asks_about_every_lock_and_overlooks_only_what_is_still_locked() -> None:
+    text = (ENVS / "audit.sh").read_text(encoding="utf-8")
+    asked = re.search(r"for lock in (.*); do", text)
+    assert asked
+    # The CPU build of torch is not on PyPI; the CUDA lock has its version.
+    assert {f"{name}.txt" for name in asked[1].split()} == set(LOCKS) - {"requirements-cpu.txt"}
+    assert "--strict" in text
+    assert len(re.findall(r"--ignore-vuln", text)) == 2
+    assert "sqlitedict" in locked("requirements.txt")
+
+
 def test_no_registry_and_no_machine_is_named() -> None:
     for path in [*ENVS.iterdir(), ROOT / "Makefile", ROOT / ".ci" / "run"]:
         if path.is_file():
