@@ -265,6 +265,36 @@ def test_a_type_that_a_parquet_file_brings_along_is_not_unpickled(tmp_path: Path
         list(read_rows(folder, "thing", "*.py"))
 
 
+# --- answers ---------------------------------------------------------------------------------------------------------
+
+
+FORMS = (
+    "{}",
+    "1+{}",
+    "x={}",
+    "\\text{{{}}}",
+    "\\frac{{{}}}{{1}}",
+    "\\operatorname{{{}}}(1)",
+    "\\{{{}, 1\\}}",
+    "({}, 1]",
+)
+FORMS += ("\\begin{{pmatrix}} {} \\end{{pmatrix}}", "{{{}}} \\cup {{1}}", "\\verb|{}|", "1 \\text{{ or }} {}")
+
+
+def test_an_answer_is_read_as_mathematics_and_never_as_python(canary: Path) -> None:
+    from rsd.grading import grade
+
+    # sympy's parser of Python-like text evaluates it; only that of LaTeX is used, for answers and references.
+    for code in (
+        f"__import__('os').system('touch {canary}')",
+        f"open('{canary}','w')",
+        f"exec('open(\"{canary}\",1)')",
+    ):
+        for form in FORMS:
+            assert not grade(form.format(code), "3.5x")
+            assert not grade("3.5x", form.format(code))
+
+
 # --- GGUF files and wheels -------------------------------------------------------------------------------------------
 
 
