@@ -419,3 +419,14 @@ def test_scripts_are_executable_and_stop_at_the_first_error() -> None:
     for path in [*ENVS.glob("*.sh"), ROOT / ".ci" / "run"]:
         assert os.access(path, os.X_OK), path.name
         assert "\nset -euo pipefail\n" in path.read_text(encoding="utf-8"), path.name
+
+
+def test_every_claim_about_security_names_tests_that_are_there() -> None:
+    text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "claim | test" not in line]
+    assert len(rows) >= 15
+    for row in rows:
+        tests = re.findall(r"`(tests/\S+\.py)::(\w+)`", row)
+        assert tests, row
+        for path, name in tests:
+            assert f"\ndef {name}(" in (ROOT / path).read_text(encoding="utf-8"), name
