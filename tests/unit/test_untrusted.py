@@ -183,7 +183,7 @@ def test_an_index_that_leads_to_a_pickle_is_not_followed(tmp_path: Path, model: 
     folder = shutil.copytree(model, tmp_path / "model")
     names = list(load_file(folder / "model.safetensors"))
     (folder / "model.safetensors").rename(folder / "other.safetensors")
-    (folder / "evil.bin").write_bytes(pickle.dumps(Hostile(canary)))
+    (folder / "evil.bin").write_bytes(pickle.dumps(Hostile(canary), protocol=2))
     index = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(names, "evil.bin")}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(Exception, match=r"."):
@@ -235,7 +235,7 @@ def test_no_file_of_a_checkpoint_can_run_code_when_training_goes_on(
     for name in pickles:
         folder = shutil.copytree(tmp_path / "stopped", tmp_path / name)
         (work,) = (folder / "work").glob("*/checkpoint-2")
-        (work / name).write_bytes(pickle.dumps(Hostile(canary)))
+        (work / name).write_bytes(pickle.dumps(Hostile(canary), protocol=2))
         (work / SEAL).unlink()
         seal_checkpoint(work)
         if name == "training_args.bin":
