@@ -86,10 +86,9 @@ def test_no_source_unpickles_runs_text_or_trusts_code_of_a_model(path: Path) -> 
         assert given.get("shell") is not True
         assert given.get("allow_pickle") is not True
         assert given.get("trust_remote_code", False) is False
-        if name.startswith("tempfile."):
-            # Beside what is made: a name in /tmp could be someone else's link, and /tmp may be small.
-            assert name != "tempfile.mktemp"
-            assert "dir" in {word.arg for word in node.keywords}
+        # Others may have made a file of a known name in a folder that all may write to, as a link to one of ours.
+        assert name != "tempfile.mktemp"
+        assert not [word for word in ast.walk(node) if isinstance(word, ast.Constant) and "/tmp" in str(word.value)]
         if name == "torch.load":
             assert given.get("weights_only") is True
         if last == "from_pretrained" and not name.startswith("GenerationConfig"):
