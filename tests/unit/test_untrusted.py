@@ -86,9 +86,8 @@ def test_no_source_unpickles_runs_text_or_trusts_code_of_a_model(path: Path) -> 
         assert given.get("shell") is not True
         assert given.get("allow_pickle") is not True
         assert given.get("trust_remote_code", False) is False
-        # Others may have made a file of a known name in a folder that all may write to, as a link to one of ours.
+        # A name that is free when it is chosen may be someone else's link when it is opened.
         assert name != "tempfile.mktemp"
-        assert not [word for word in ast.walk(node) if isinstance(word, ast.Constant) and "/tmp" in str(word.value)]
         if name == "torch.load":
             assert given.get("weights_only") is True
         if last == "from_pretrained" and not name.startswith("GenerationConfig"):
