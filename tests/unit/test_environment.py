@@ -149,9 +149,9 @@ def test_what_is_installed_is_the_lock_and_nothing_else() -> None:
     build = "cpu" if "+cpu" in found["torch"] else "cuda"
     names = ("requirements.txt", f"requirements-{build}.txt", "requirements-dev.txt", "requirements-kubernetes.txt")
     lock = {package: version for name in names for package, (version, _) in locked(name).items()}
-    assert {name: version for name, version in found.items() if name not in own} == {
-        name: version for name, version in lock.items() if name in found or build == "cpu"
-    }
+    installed = {name: version for name, version in found.items() if name not in own}
+    expected = {name: version for name, version in lock.items() if name in found or build == "cpu"}
+    assert installed == expected, "make clean, then make test"
 
 
 @OF_THE_MAKEFILE
