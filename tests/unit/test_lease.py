@@ -240,6 +240,22 @@ def test_what_slurm_numbers_and_a_container_numbers_anew_is_all_taken(
     assert len(lease.found({"SLURM_JOB_GPUS": "1"})[0]) == 1
 
 
+@pytest.mark.parametrize(("device", "gpus"), [("cuda", "2"), ("auto", "1"), ("cpu", "2")])
+def test_a_stage_takes_its_gpus_before_anything_else(machine: Machine, device: str, gpus: str) -> None:
+    """A shard that there is not ends it right afterwards; it would be busy for long otherwise."""
+    settings = {"device": device, "gpus": int(gpus), "shards": 1, "task": "aime24"}
+    words = ["evaluate", "--settings", json.dumps(settings), "--shard", "5", "--threads", "1", "--log", "stage.log"]
+    words += [word for name in ("model", "benchmark", "samples", "work") for word in (f"--{name}", name)]
+    environment = machine.environment | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "rsd.cli", *words]
+    assert subprocess.run(command, env=environment, cwd=machine.folder, stderr=subprocess.DEVNULL).returncode == 1
+    lines = (machine.folder / "stage.log").read_text().splitlines()
+    assert lines[-1].startswith("error: --shard 5: expected 0 to 0")
+    held = [line for line in lines if " holds GPU 0 (NVIDIA Stand-in, " in line]
+    assert sum(line.count("GPU-") for line in held) == (0 if device == "cpu" else int(gpus))
+    assert machine.holders().count("is free") == 3
+
+
 # --- the folder of the locks -----------------------------------------------------------------------------------------
 
 

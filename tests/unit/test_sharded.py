@@ -132,7 +132,9 @@ def test_stopped_and_killed_it_goes_on_to_the_weights_of_an_undisturbed_run(tmp_
     training = Training(tmp_path / "disturbed", two.model, two.rows)
     process = training.start()
     training.wait_for_checkpoint(2)
-    process.send_signal(signal.SIGTERM)
+    # A cluster tells every process of a job.
+    for pid in [process.pid, *children(process.pid)]:
+        os.kill(pid, signal.SIGTERM)
     assert process.wait(timeout=120) == 143, training.log
     assert "which is saved; run the same command again to go on" in training.log
     stopped = max(int(path.name.partition("-")[2]) for path in (training.folder / "work").glob("*/checkpoint-*"))

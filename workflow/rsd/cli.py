@@ -185,8 +185,10 @@ def _derive_traces(a: Arguments) -> None:
 
 
 def _train(a: Arguments) -> None:
-    if a.settings["gpus"] > 1 and not launch.is_worker():
-        launch.launch(a.settings["gpus"], _words_of("train", a), a.threads)
+    processes = a.settings["gpus"]
+    if processes > 1 and not launch.is_worker():
+        a.threads = max(1, a.threads // processes)
+        launch.launch(processes, _words_of("train", a), a.threads)
         return
     from rsd.train import run_train
 
@@ -352,8 +354,9 @@ def _show(a: Arguments) -> int:
 
 def _bench(a: Arguments) -> None:
     settings = config.load(a.configs)
-    # Of both models of any pair; taken before torch is loaded.
-    lease.take(settings["device"], most_gpus(settings))
+    # Before torch is loaded, and before the pair that is measured is looked for.
+    names = [a.traces] if a.traces in settings["traces"] else settings["traces"]
+    lease.take(settings["device"], max(1, most_gpus(settings, [("generate_traces", name) for name in names])))
     from rsd.bench_command import run_bench
     from rsd.emulation import Emulation
 

@@ -45,7 +45,7 @@ def launch_command(processes: int, arguments: Sequence[str]) -> list[str]:
 
 
 def launch(processes: int, arguments: Sequence[str], threads: int) -> None:
-    """Runs `rsd ARGUMENTS` in so many processes and waits for all.
+    """Runs `rsd ARGUMENTS` in so many processes, of so many CPU threads each, and waits for all.
 
     SIGTERM and Ctrl-C are handed on to the first process, which tells the others after the step that they are in; this
     one then ends as any stage does (`Interruption.end`). Raises RuntimeError with the reason where a process failed.
@@ -54,15 +54,16 @@ def launch(processes: int, arguments: Sequence[str], threads: int) -> None:
         folder = Path(name)
         job = subprocess.Popen(
             launch_command(processes, arguments),
-            env=worker_environment(os.environ, folder, max(1, threads // processes)),
+            env=worker_environment(os.environ, folder, threads),
             # Ctrl-C in a terminal goes to a whole group of processes.
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )
-        heard = False
+        handed_on = False
         while job.poll() is None:
-            if interruption.received is not None and not heard:
-                heard = _hand_on(folder, job)
+            if interruption.received is not None and not handed_on:
+                _hand_on(folder, job)
+                handed_on = True
             time.sleep(0.1)
         interruption.end()
         if job.returncode:
@@ -108,13 +109,12 @@ def leave_reason(error: BaseException) -> None:
         pass
 
 
-def _hand_on(folder: Path, job: subprocess.Popen[bytes]) -> bool:
+def _hand_on(folder: Path, job: subprocess.Popen[bytes]) -> None:
     """Tells the first process to stop; before it is there, ends the launcher and thereby all."""
     try:
         os.kill(int((folder / "pid").read_text()), signal.SIGTERM)
     except (OSError, ValueError):
         job.kill()
-    return True
 
 
 def _reason(folder: Path, status: int) -> str:

@@ -56,7 +56,8 @@ def model_threads(wildcards):
 
     Snakemake knows nothing of GPUs without a profile; by its threads alone it starts no more jobs than that.
     """
-    return max(1, workflow.cores // (config["jobs_at_once"] or gpus.jobs_here(config)))
+    here = gpus.jobs_here(config) if workflow.local_exec else 1
+    return max(1, workflow.cores // (config["jobs_at_once"] or here))
 
 
 def evaluation_environment():
