@@ -54,6 +54,7 @@ class Pipeline:
     tree: Path = ROOT
     experiments: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
+    inside: tuple[str, ...] = ()  # a command that runs Snakemake, such as `without_network`
 
     def command(self, *arguments: str, config: dict[str, Any] | None = None) -> list[str]:
         configs = [self.tree / "config.yaml", *(self.tree / name for name in self.experiments)]
@@ -61,7 +62,16 @@ class Pipeline:
             configs.append(self.folder / "overlay.yaml")
             configs[-1].write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
         snakefile = ["--snakefile", str(self.tree / "Snakefile"), "--configfile", *map(str, configs)]
-        return [sys.executable, "-m", "snakemake", *snakefile, "--directory", str(self.folder), *arguments]
+        return [
+            *self.inside,
+            sys.executable,
+            "-m",
+            "snakemake",
+            *snakefile,
+            "--directory",
+            str(self.folder),
+            *arguments,
+        ]
 
     def variables(self) -> dict[str, str]:
         stub = self.folder.with_name(self.folder.name + "-bin")
@@ -97,6 +107,14 @@ def planned(output: str) -> Counter[str]:
 
 
 TARGETS = ("all", "downloads", "data", "traces", "models", "scores", "tokens")
+
+
+def without_network() -> tuple[str, ...]:
+    """A command that runs another in a network namespace that has nothing, not even loopback; empty where forbidden."""
+    for words in (("unshare", "-n"), ("unshare", "-rn")):
+        if shutil.which("unshare") and subprocess.run([*words, "true"], capture_output=True).returncode == 0:
+            return words
+    return ()
 
 
 def copy_tree(folder: Path) -> Path:

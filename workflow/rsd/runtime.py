@@ -82,6 +82,16 @@ def explain_os_error(error: OSError, path: Path) -> OSError:
     return error
 
 
+def require_writable(folder: str | Path) -> None:
+    """Raises OSError naming the folder and the remedy where nothing can be written there."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise explain_os_error(error, Path(folder)) from error
+
+
 def _flush_to_disk(path: Path) -> None:
     with open(path, "rb") as file:
         os.fsync(file.fileno())

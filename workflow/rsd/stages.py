@@ -21,6 +21,7 @@ PLUMBING = (
     "bench_command",
     "checksums",
     "cli",
+    "clock",
     "config",
     "config_checks",
     "config_schema",

@@ -17,6 +17,8 @@ from rsd import needs as job_needs
 from rsd import stages
 from rsd.access import check_access
 from rsd.checksums import set_aside_damaged
+from rsd.clock import leave_the_future
+from rsd.runtime import require_writable
 
 try:
     config = settings_of.validate(config)
@@ -66,12 +68,13 @@ def evaluation_environment():
 
 
 def require_access():
-    """Stops a run before its first job where a gated dataset or the judge's key cannot be had."""
+    """Stops a run before its first job where a gated dataset or the judge's key cannot be had, or nothing be written."""
     if workflow.touch:
         return
     try:
         check_access(config)
-    except PermissionError as error:
+        require_writable(os.path.join("results", config["experiment"]))
+    except OSError as error:
         raise WorkflowError(str(error)) from None
 
 
@@ -276,11 +279,13 @@ def named(flag, names, paths):
     return [word for name, path in zip(names, paths, strict=True) for word in (flag, f"{name}={path}")]
 
 
-# --- damaged files ---
+# --- damaged files, and files from the future ---
 
-# They must be missing before it is decided what to make. Jobs of a cluster start a Snakemake of their own.
+# They must be missing, or dated back, before it is decided what to make. Jobs of a cluster start a Snakemake of their own.
 if workflow.is_main_process:
     shared = [os.path.join("results", kind, name) for kind in ("models", "datasets") for name in keys(kind)]
     dry = workflow.output_settings is not None and workflow.output_settings.dryrun
+    if not dry:
+        leave_the_future(os.path.join("results", config["experiment"]), shared)
     for line in set_aside_damaged(os.path.join("results", config["experiment"]), shared, rename=not dry):
         print(line, file=sys.stderr)
