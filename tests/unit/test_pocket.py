@@ -295,13 +295,29 @@ def test_a_killed_training_goes_on_bit_exactly_and_leaves_no_manifest(
         with pytest.raises(KeyboardInterrupt):
             pocket.run_make_pocket(settings=made, threads=1, output=tmp_path / "cut", work=tmp_path / "work")
     assert not (tmp_path / "cut" / "manifest.json").exists()
-    (saved,) = (tmp_path / "work").iterdir()
+    (saved,) = (tmp_path / "work").glob("*.pt")
     assert torch.load(saved, weights_only=True)["step"] == 7
     with monkeypatch.context() as patch:
         interrupt_at(patch, 13)  # the other steps must not be done again
         pocket.run_make_pocket(settings=made, threads=1, output=tmp_path / "cut", work=tmp_path / "work")
     whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(whole[name].equal(cut[name]) for name in whole)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
+def test_a_damaged_checkpoint_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str) -> None:
+    made, path = recipe("student"), tmp_path / "x.pt"
+    tokenizer = pocket.make_tokenizer("student")
+    model = pocket.new_model("student", made["student"], tokenizer, 0)
+    optimizer = torch.optim.AdamW(model.parameters())
+    pocket.save_checkpoint(path, model, optimizer, 3)
+    content = bytearray(path.read_bytes())
+    assert pocket.load_checkpoint(path, model, optimizer) == 3
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes({"cut": content[: len(content) // 2], "flipped": content, "empty": b""}[damage])
+    assert pocket.load_checkpoint(path, model, optimizer) == 0
+    assert "x.pt is damaged" in caplog.text
+    assert not path.exists()
 
 
 def test_other_settings_do_not_go_on_from_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

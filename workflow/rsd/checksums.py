@@ -44,6 +44,12 @@ def verify(path: Path) -> None:
     raise ValueError(f"{path} is damaged ({why}); {aside}; run the same command again, and it is made anew")
 
 
+def remove(path: Path) -> None:
+    """Removes a file with its checksum, if there."""
+    path.unlink(missing_ok=True)
+    _sidecar(path).unlink(missing_ok=True)
+
+
 def set_aside_damaged(experiment: str | Path, folders: Iterable[str | Path], *, rename: bool = True) -> list[str]:
     """What is damaged, in words that name it: records below `experiment`, and models and datasets in `folders`.
 

@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rsd.checksums import checked_path, remove, verify
 from rsd.manifest import MANIFEST, write_manifest
 from rsd.provenance import code_digest, settings_digest, stamp
 from rsd.records import write_jsonl
-from rsd.runtime import atomic_path, set_threads
+from rsd.runtime import explained_writes, set_threads
 
 if TYPE_CHECKING:
     import torch
@@ -211,8 +212,9 @@ def make_model(*, settings: Mapping[str, Any], threads: int, output: Path, work:
     key = settings_digest([dict(settings), threads, code_digest(["pocket"]), torch.__version__])
     train(model, tokenizer, settings, checkpoint=work / f"{make}-{key}.pt")
     output.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(output)
-    tokenizer.save_pretrained(output)
+    with explained_writes(output / "model.safetensors", 4 * model.num_parameters()):
+        model.save_pretrained(output)
+        tokenizer.save_pretrained(output)
 
 
 def new_model(make: str, recipe: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
@@ -279,7 +281,7 @@ def train(
         if now - saved >= CHECKPOINT_S:
             save_checkpoint(checkpoint, model, optimizer, done)
             saved = now
-    checkpoint.unlink(missing_ok=True)
+    remove(checkpoint)
 
 
 def schedule(step: int, steps: int) -> float:
@@ -355,15 +357,24 @@ def save_checkpoint(path: Path, model: Qwen3ForCausalLM, optimizer: torch.optim.
     """Weights, optimizer state and the number of steps done, by one rename."""
     import torch
 
-    with atomic_path(path) as temporary:
+    with checked_path(path) as temporary, explained_writes(path, 12 * model.num_parameters()):
         torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, temporary)
 
 
 def load_checkpoint(path: Path, model: Qwen3ForCausalLM, optimizer: torch.optim.Optimizer) -> int:
-    """Restores `model` and `optimizer` from `path`; the number of steps done, 0 where there is no checkpoint."""
+    """Restores `model` and `optimizer` from `path`; the number of steps done, 0 where there is no checkpoint.
+
+    A damaged one is set aside with a warning.
+    """
     import torch
 
     if not path.exists():
+        return 0
+    # torch itself does not see flipped bytes.
+    try:
+        verify(path)
+    except ValueError as error:
+        LOG.warning("%s; training begins anew", str(error).partition(";")[0])
         return 0
     state = torch.load(path, weights_only=True)
     model.load_state_dict(state["model"])

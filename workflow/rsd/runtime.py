@@ -10,6 +10,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -80,6 +81,22 @@ def explain_os_error(error: OSError, path: Path) -> OSError:
             error.errno, f"cannot write {path}; make its folder writable, or run where you may write"
         )
     return error
+
+
+@contextlib.contextmanager
+def explained_writes(path: Path, needed: int) -> Iterator[None]:
+    """For torch and safetensors, which report a full disk in words of their own: OSError naming `path` and the remedy.
+
+    `needed`: the bytes that are written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+    except Exception as error:
+        if shutil.disk_usage(path.parent).free >= needed:
+            raise
+        raise explain_os_error(OSError(errno.ENOSPC, str(error)), path) from error
 
 
 def require_writable(folder: str | Path) -> None:
