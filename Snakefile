@@ -40,6 +40,7 @@ wildcard_constraints:
 
 
 onstart:
+    require_cluster()
     require_access()
     require_gpus()
 

@@ -22,6 +22,7 @@ PLUMBING = (
     "checksums",
     "cli",
     "clock",
+    "clusters",
     "config",
     "config_checks",
     "config_schema",

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
@@ -12,7 +13,7 @@ from snakemake.exceptions import WorkflowError
 sys.path.insert(0, os.path.join(workflow.basedir, "workflow"))
 
 from rsd import config as settings_of
-from rsd import gpus, lease, lineage
+from rsd import clusters, gpus, lease, lineage
 from rsd import needs as job_needs
 from rsd import stages
 from rsd.access import check_access
@@ -24,6 +25,11 @@ try:
     config = settings_of.validate(config)
 except ValueError as error:
     raise WorkflowError(str(error)) from None
+
+# Without the bucket not even a dry-run knows which files are there.
+bucket = {"default-storage-prefix": workflow.storage_settings.default_storage_prefix}
+if clusters.unfilled(bucket):
+    raise WorkflowError(clusters.explain_unfilled(bucket, sys.argv))
 
 # A thousand shards have one digest, one manifest and one reckoning: what a plan asks for each job is found out once.
 stage_code = functools.cache(stages.stage_code)
@@ -50,7 +56,20 @@ def _asked(stage, resource):
 
 def needs(stage):
     """The resources of a stage's jobs, by their wildcards and attempt: memory and disk in MB, runtime in minutes, GPUs."""
-    return {resource: _asked(stage, resource) for resource in job_needs.RESOURCES}
+    asked = {resource: _asked(stage, resource) for resource in job_needs.RESOURCES}
+    gres = profile_resources().get("gres")
+    return asked | {name: _in_its_words(name, asked["gpu"], gres) for name in clusters.gpus_for(0, gres)}
+
+
+def _in_its_words(name, count, gres):
+    """One of the resources that ask for `count` GPUs in the words of the cluster that the profile is for."""
+    return lambda wildcards, attempt: clusters.gpus_for(count(wildcards, attempt), gres)[name]
+
+
+def profile_resources():
+    """Name -> what the profile, or the command line, writes into default-resources, unevaluated."""
+    resources = workflow.resource_settings.default_resources or {}
+    return {name: getattr(value, "raw", value) for name, value in resources.items()}
 
 
 def model_threads(wildcards):
@@ -65,6 +84,16 @@ def model_threads(wildcards):
 def evaluation_environment():
     """The environment file of the jobs that sample answers: vLLM wants versions of its own."""
     return f"../../envs/{'vllm' if config['evaluation']['backend'] == 'vllm' else 'rsd'}.yaml"
+
+
+def require_cluster():
+    """Stops a run before its first job where the profile has marks left to fill in, or jobs of an earlier run go on."""
+    settings = {f"{clusters.RESOURCES}{name}": value for name, value in profile_resources().items()}
+    settings["container-image"] = workflow.remote_execution_settings.container_image
+    if clusters.unfilled(settings):
+        raise WorkflowError(clusters.explain_unfilled(settings, sys.argv))
+    if workflow.executor_plugin.name == "slurm" and (jobs := clusters.slurm_jobs_of(Path.cwd())):
+        raise WorkflowError(clusters.explain_jobs(jobs, Path.cwd()))
 
 
 def require_access():
