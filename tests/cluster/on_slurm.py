@@ -1,0 +1,62 @@
+"""Working folders and arguments for Snakemake on the cluster of the tests."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import slurm
+import yaml
+
+from pipelines import POCKET_TINY, ROOT, Pipeline, real_rsd
+
+POCKET = (*POCKET_TINY, "tests/cluster/pocket-cluster.yaml")
+EXPERIMENT = "pocket-cluster"
+# The rules that run a model, and all that run on a node.
+MODEL_RULES = ("make_pocket_model", "generate_traces", "derive_traces", "train", "evaluate", "analyse_tokens")
+RULES = (
+    *MODEL_RULES,
+    *("make_pocket_dataset", "prepare_problems", "prepare_benchmark", "measure_overlap", "convert_traces"),
+    *("select_traces", "collect_scores", "compare", "report"),
+)
+
+
+def new_pipeline(base: Path, cluster: Path | None = None) -> Pipeline:
+    """A working folder for the demo; with `cluster`, one whose Snakemake finds that."""
+    (base / "run").mkdir(parents=True)
+    real_rsd(base / "run-bin", ROOT)
+    environment = {"OMP_NUM_THREADS": "1"}
+    if cluster is not None:
+        variables = slurm.environment(cluster)
+        environment |= {"SLURM_CONF": variables["SLURM_CONF"], "PATH": f"{base}/run-bin:{variables['PATH']}"}
+    return Pipeline(base / "run", ROOT, POCKET, environment)
+
+
+def prepared(base: Path, cluster: Path | None, local: Pipeline) -> Pipeline:
+    """A working folder with the models, datasets and problems of the finished run, and nothing after them."""
+    pipeline = new_pipeline(base, cluster)
+    for name in ("models", "datasets", f"{EXPERIMENT}/data"):
+        shutil.copytree(local.folder / "results" / name, pipeline.folder / "results" / name)
+    return pipeline
+
+
+def arguments(profile: str = "slurm", *resources: str) -> list[str]:
+    """Snakemake's arguments for a profile, its fields filled on the command line, and jobs that fit the small nodes."""
+    folder = ROOT / "workflow" / "profiles" / profile
+    # The command line takes the place of the whole list.
+    extra = yaml.safe_load((folder / "profile.yaml").read_text(encoding="utf-8"))["set-resources"]
+    return [
+        *("--profile", str(folder), "--default-resources", f"slurm_partition={slurm.PARTITION}", *resources),
+        *("--slurm-init-seconds-before-status-checks", "1"),
+        *("--set-threads", *(f"{rule}=1" for rule in MODEL_RULES)),
+        *("--set-resources", *(f"{rule}:mem_mb=1500" for rule in RULES), *(f"{rule}:runtime=20" for rule in RULES)),
+        *(f"{rule}:{name}={value}" for rule, more in extra.items() for name, value in more.items()),
+    ]
+
+
+def ask(cluster: Path, *command: str, ok: bool = True) -> list[list[str]]:
+    """What a command of Slurm says: its lines, split at `|`. With `ok` it must not fail."""
+    result = subprocess.run(command, env=slurm.environment(cluster), capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0 or not ok, result.stderr
+    return [line.split("|") for line in result.stdout.splitlines()]
