@@ -156,6 +156,8 @@ def impatient(command: list[str]) -> list[str]:
     settings = json.loads(command[place])
     if "checkpoint_steps" in settings:
         settings["checkpoint_steps"] = 1
+    if settings.get("make") == "student":
+        settings["student"]["steps"] = 60
     return [*command[:place], json.dumps(settings), *command[place + 1 :]]
 
 
