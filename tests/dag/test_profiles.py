@@ -34,6 +34,14 @@ def test_a_slurm_profile_plans_unfilled_and_names_its_fields_before_the_first_jo
     assert not list((pipeline.folder / "results").glob("models/*/manifest.json"))
 
 
+def test_text_for_a_shell_on_the_command_line_submits_nothing(pipeline: Pipeline, tmp_path: Path) -> None:
+    with cloud() as here:
+        arguments = [*kubernetes(pipeline, here, tmp_path), *FILLED, "--config", "title=$(touch canary)"]
+        output = pipeline.run(*arguments, config=OPEN, ok=False).stdout
+    assert "--config title: on a cluster a value with quotes" in output
+    assert not here.jobs
+
+
 def test_the_kubernetes_profile_names_bucket_and_image(pipeline: Pipeline, tmp_path: Path) -> None:
     profile = ["--profile", str(PROFILES / "kubernetes"), "--dry-run"]
     assert "default-storage-prefix: FILL-IN-bucket; write an S3 bucket" in pipeline.run(*profile, ok=False).stdout

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rsd.clusters import explain_jobs, explain_unfilled, gpus_for, slurm_jobs_of, unfilled
+from rsd.clusters import explain_jobs, explain_shell_words, explain_unfilled, gpus_for, slurm_jobs_of, unfilled
 
 SETTINGS = {
     "default-resources.slurm_partition": "FILL-IN-partition",
@@ -37,6 +37,17 @@ def test_gpus_are_asked_for_in_the_words_of_the_cluster() -> None:
     assert gpus_for(0, None) == {"gpu": 0}
     assert gpus_for(2, "gpu:a100") == {"gpu": 0, "gres": "gpu:a100:2"}
     assert gpus_for(0, "gpu") == {"gpu": 0, "gres": ""}
+
+
+@pytest.mark.parametrize(
+    "text", ["$(touch canary)", "`touch canary`", "it's", 'say "hi"', "back\\slash", {"a": "$HOME"}]
+)
+def test_what_a_shell_would_read_is_refused_on_the_command_line(text: object) -> None:
+    message = explain_shell_words({"experiment": "mine", "title": text})
+    assert message is not None
+    assert message.startswith("--config title: ")
+    assert "--configfile" in message
+    assert explain_shell_words({"experiment": "mine", "seed": 3, "title": "a plain title; & more"}) is None
 
 
 def test_only_jobs_from_this_folder_are_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
-"""What has to be right before the first job on a cluster: the profile is filled in, and no earlier job still runs.
+"""What has to be right before the first job on a cluster: the profile is filled in, no earlier job still runs, and
+nothing on the command line would be read by a shell.
 
 Imports nothing heavy, since it is called while the workflow is parsed.
 """
@@ -41,6 +42,21 @@ def explain_unfilled(settings: Mapping[str, str | None], arguments: Sequence[str
         )
         lines.append(f"The command line gives all of default-resources at once: --default-resources {given}")
     return "\n".join(lines)
+
+
+def explain_shell_words(config: Mapping[str, object]) -> str | None:
+    """What is wrong with `--config NAME=VALUE` for a job on a cluster, None where nothing is.
+
+    Snakemake hands these to the job's shell in quotes that `$`, backticks, quotes and backslashes get out of. A file of
+    --configfile is named there by its path alone.
+    """
+    unsafe = [name for name, value in config.items() if re.search(r"[`$\"'\\!]", f"{name}{value}")]
+    if not unsafe:
+        return None
+    return (
+        f"--config {', '.join(unsafe)}: on a cluster a value with quotes, `$`, `!`, backslashes or backticks would be "
+        "read by the shell of the job; write it into a file and name that with --configfile"
+    )
 
 
 def slurm_jobs_of(folder: Path) -> list[str]:

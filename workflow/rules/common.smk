@@ -87,11 +87,14 @@ def evaluation_environment():
 
 
 def require_cluster():
-    """Stops a run before its first job where the profile has marks left to fill in, or jobs of an earlier run go on."""
+    """Stops a run before its first job where the profile has marks left to fill in, a shell would read what is not
+    meant for it, or jobs of an earlier run go on."""
     settings = {f"{clusters.RESOURCES}{name}": value for name, value in profile_resources().items()}
     settings["container-image"] = workflow.remote_execution_settings.container_image
     if clusters.unfilled(settings):
         raise WorkflowError(clusters.explain_unfilled(settings, sys.argv))
+    if not workflow.local_exec and (why := clusters.explain_shell_words(workflow.config_settings.config)):
+        raise WorkflowError(why)
     if workflow.executor_plugin.name == "slurm" and (jobs := clusters.slurm_jobs_of(Path.cwd())):
         raise WorkflowError(clusters.explain_jobs(jobs, Path.cwd()))
 
