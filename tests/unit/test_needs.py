@@ -304,3 +304,13 @@ def test_a_thousand_shards_have_names_of_three_digits_and_more_are_refused() -> 
 def test_an_unknown_stage_has_no_needs() -> None:
     with pytest.raises(KeyError):
         needs_of(PAPER, "no_such_stage", {}, NOWHERE)
+
+
+def test_several_gpus_are_asked_for_where_a_model_or_a_training_takes_them() -> None:
+    several = changed(PAPER, models={"teacher": {"gpus": 2}}, training={"gpus": 4})
+    found = {stage: asked(several, stage).gpu for stage in MODEL_JOBS}
+    assert found == {"generate_traces": 2, "train": 4, "evaluate": 1, "analyse_tokens": 1}
+    # Each process of a training loads the weights for itself.
+    parameters = shape_of_model(PAPER, "student", NOWHERE / "models").parameters
+    more = asked(several, "train").mem_mb - asked(PAPER, "train").mem_mb
+    assert more >= 4 * 4 * parameters / 1e6

@@ -236,6 +236,11 @@ def _text(facts: Mapping[str, Any]) -> str:
         *_aligned(_time_rows(facts)),
         "Not counted: the stages without models (minutes each), waiting in a queue, prompts that are read"
         + (f"; {number(facts['judge_calls'], 0)} calls to the judge." if facts["judge_calls"] else "."),
+        *(
+            ["A job of several GPUs is counted as on one: a training shares that time, a split model multiplies it."]
+            if any(entry["gpu"] > 1 for entry in facts["needs"])
+            else []
+        ),
         "",
         f"Disk. To download: {size(facts['downloads'])} of models."
         if facts["downloads"]
@@ -303,7 +308,7 @@ def _disk_rows(disk: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _need_rows(needs: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = [("", "jobs", "memory", "minutes", "disk", "GPUs", "GPU memory, at least")]
+    rows: list[tuple[str, ...]] = [("", "jobs", "memory", "minutes", "disk", "GPUs", "memory of its GPUs, at least")]
     for entry in needs:
         rows.append(
             (

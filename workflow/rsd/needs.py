@@ -81,7 +81,7 @@ def needs_of(config: Config, stage: str, names: Names, results: Path = Path("res
     gpu = gpus_of(config, stage, names.get(GPU_STAGES.get(stage, ""), ""))
     base = CUDA_MB if gpu else PLAIN_MB if stage in PLAIN else TORCH_MB
     if work is not None:
-        mem_bytes += host_bytes(config, work, results) if gpu else held_bytes(config, work, results)
+        mem_bytes += host_bytes(config, work, gpu, results) if gpu else held_bytes(config, work, results)
         time += SLOWER * (start_seconds(config, work, results) + seconds(work, stated(config, results / "models")))
     return Needs(
         mem_mb=base + math.ceil(SPARE * mem_bytes / 1e6),
@@ -151,14 +151,16 @@ def held_bytes(config: Config, work: Work, results: Path) -> float:
     return weights + lanes * sum(lane_bytes(shape, dtype, work) for shape, dtype in shapes)
 
 
-def host_bytes(config: Config, work: Work, results: Path) -> float:
-    """What a job on a GPU holds in the machine's memory: weights before they are moved, in training a checkpoint."""
-    each = [
-        shape_of_model(config, name, results / "models").parameters
-        * (CHECKPOINT_BYTES if work.kind == "train" else ITEM_BYTES[dtype_of(config, work, name)])
-        for name in work.models
-    ]
-    return sum(each)
+def host_bytes(config: Config, work: Work, gpus: int, results: Path) -> float:
+    """What a job on so many GPUs holds in the machine's memory: weights before they are moved, or a checkpoint.
+
+    A training on several has a process for each, which loads the weights for itself.
+    """
+    sizes = {name: shape_of_model(config, name, results / "models").parameters for name in work.models}
+    if work.kind == "train":
+        loaded = gpus * ITEM_BYTES["float32"] if gpus > 1 else 0
+        return sum(size * (CHECKPOINT_BYTES + loaded) for size in sizes.values())
+    return sum(size * ITEM_BYTES[dtype_of(config, work, name)] for name, size in sizes.items())
 
 
 # --- the rest of each stage: bytes of memory, bytes on disk, seconds ---------------------------------------------
