@@ -3,6 +3,7 @@
 #   make demo     the whole pipeline on tiny models, on any machine
 #   make test     every check of the project
 #   make lock     renew envs/requirements*.txt
+#   make audit    known vulnerabilities of every locked version
 #   make clean    forget .venv and the demo's results
 
 SHELL := /bin/bash
@@ -10,7 +11,10 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help demo test lock clean
+# Tests of one file stay together, since they share what is slow to make; each worker on one thread.
+SIDE_BY_SIDE := OMP_NUM_THREADS=1 pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+
+.PHONY: help demo test lock audit clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -25,12 +29,16 @@ test: .venv/installed-dev
 	ruff check .
 	snakemake --lint
 	mypy
-	pytest tests/unit tests/benchmarks
-	pytest tests/dag
+	$(SIDE_BY_SIDE) tests/unit tests/benchmarks
+	$(SIDE_BY_SIDE) tests/dag
 	pytest tests/integration
+	pytest tests/cluster
 
 lock: .venv/installed-dev
 	python envs/lock.py
+
+audit: .venv/installed-dev
+	bash envs/audit.sh
 
 clean:
 	rm -rf .venv results/pocket
