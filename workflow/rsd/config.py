@@ -59,6 +59,11 @@ def load(paths: Sequence[Path]) -> Config:
     return validate(merged)
 
 
+def as_yaml(config: Mapping[str, Any]) -> str:
+    """A configuration as the text of a config file."""
+    return yaml.safe_dump(config, allow_unicode=True, sort_keys=False, width=120)
+
+
 def validate(config: Mapping[str, Any]) -> Config:
     """A copy with every default filled, and what entries take over from others (`like`) written out.
 

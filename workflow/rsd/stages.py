@@ -43,6 +43,7 @@ PLUMBING = (
     "memory",
     "needs",
     "package",
+    "people",
     "planning",
     "power",
     "progress",
