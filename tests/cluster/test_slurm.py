@@ -12,12 +12,14 @@ from pipelines import Pipeline
 
 # Jobs that run a model, and so ask for a GPU.
 ON_A_GPU = set(MODEL_RULES) - {"make_pocket_model"}
+SECRET = "hf_secret-of-the-tests"
 
 
 @pytest.fixture(scope="module")
 def on_cluster(cluster: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pipeline, str]:
     """The finished run, and what Snakemake said."""
     pipeline = new_pipeline(tmp_path_factory.mktemp("on-slurm"), cluster)
+    pipeline.environment["HF_TOKEN"] = SECRET
     return pipeline, pipeline.run(*arguments()).stdout
 
 
@@ -58,6 +60,19 @@ def test_jobs_with_a_model_get_one_gpu_and_others_none_on_both_nodes(
         rule = job["Comment"].removeprefix("rule_").partition("_wildcards")[0]
         assert ("gres/gpu=1" in job["AllocTRES"]) == (rule in ON_A_GPU), job
     assert any("gres/gpu=1" in job["AllocTRES"] for job in found)
+
+
+def test_a_token_in_the_environment_stands_in_no_command_and_no_file(
+    on_cluster: tuple[Pipeline, str], cluster: Path
+) -> None:
+    pipeline, output = on_cluster
+    lines = ask(cluster, "sacct", "--noheader", "--parsable2", "--format=SubmitLine,Comment", "--starttime=now-1hour")
+    said = [output, *("|".join(line) for line in lines)]
+    assert any("--target-jobs" in text or "snakemake" in text for text in said[1:]), lines
+    files = [path for path in pipeline.folder.rglob("*") if path.is_file()]
+    assert len(files) > 100
+    assert not any(SECRET in text for text in said)
+    assert not [path for path in files if SECRET.encode() in path.read_bytes()]
 
 
 def test_by_gres_a_job_gets_what_its_gpu_resource_says(cluster: Path, local: Pipeline, tmp_path: Path) -> None:
