@@ -67,10 +67,11 @@ def _handler(judge: FakeJudge) -> type[BaseHTTPRequestHandler]:
                 judge.most_at_once = max(judge.most_at_once, judge._now)
             try:
                 time.sleep(judge.delay_s)
-                self.respond(body)
             finally:
+                # Before the answer, which lets the client ask again.
                 with judge._lock:
                     judge._now -= 1
+            self.respond(body)
 
         def respond(self, body: dict[str, Any]) -> None:
             fault = judge.take_fault()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pipelines import SMALL, Pipeline, overlay
+from rsd.manifest import MANIFEST
 
 # The report shows the whole configuration, so that every change of it makes a new report.
 SHOWN = {"report": 1, "write_config": 1}
@@ -140,6 +141,11 @@ def test_every_file_on_disk_is_made_by_a_rule(finished: Pipeline) -> None:
     output = finished.run("--summary", config=overlay(SMALL, {"jobs_at_once": 4})).stdout
     declared = {line.split("\t")[0] for line in output.splitlines() if line.startswith("results/")}
     made = {str(path.relative_to(finished.folder)) for path in results.rglob("*") if path.is_file()}
+    # A manifest stands for the files that it lists.
+    for path in list(results.rglob(MANIFEST)):
+        made -= {
+            str((path.parent / name).relative_to(finished.folder)) for name in json.loads(path.read_text())["files"]
+        }
     folders = tuple(f"results/paper/{name}/" for name in ("logs", "benchmarks", "report/figures", "report/tables"))
     assert {path for path in made - declared if not path.startswith(folders)} == set()
 

@@ -137,7 +137,7 @@ def test_a_reference_solution_is_never_shown(benchmark: Path) -> None:
 
 
 def test_a_benchmark_without_problems_stops_with_an_error(benchmark: Path) -> None:
-    benchmark.write_text("")
+    write_jsonl(benchmark, [])
     with pytest.raises(ValueError, match=r"pocket\.jsonl has no problems"):
         load_task(benchmark, settings_with())
 

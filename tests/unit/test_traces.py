@@ -515,7 +515,7 @@ def test_plain_sampling_needs_no_teacher(folders, problems, tmp_path):
 
 
 def test_an_empty_problem_set_is_refused(folders, problems, tmp_path):
-    problems.write_text("")
+    write_jsonl(problems, [])
     with pytest.raises(ValueError, match=r"holds no problems; check problems\.dataset and problems\.limit"):
         generate(folders, problems, tmp_path)
 

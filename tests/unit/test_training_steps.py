@@ -46,7 +46,7 @@ def batches(lengths: list[int], batch: int, drop_last: bool, seed: int) -> Itera
 
 
 def chosen(batch: int, drop_last: bool, **more: Any) -> dict[str, Any]:
-    return {"batch_size": batch, "micro_batch_size": 1, "drop_last": drop_last, "warmup_ratio": 0.1, **more}
+    return {"batch_size": batch, "micro_batch_size": 1, "gpus": 1, "drop_last": drop_last, "warmup_ratio": 0.1, **more}
 
 
 @given(LENGTHS, st.integers(1, 6), st.booleans(), st.integers(0, 9), st.integers(1, 1500))

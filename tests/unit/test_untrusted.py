@@ -205,7 +205,14 @@ def test_no_file_of_a_checkpoint_can_run_code_when_training_goes_on(
         for n in range(8)
     ]
     write_table(tmp_path / "rows.parquet", rows, ROWS, {})
-    settings = {"epochs": 2, "tokens_of": None, "learning_rate": 1e-3, "batch_size": 4, "micro_batch_size": 4}
+    settings = {
+        "epochs": 2,
+        "tokens_of": None,
+        "learning_rate": 1e-3,
+        "batch_size": 4,
+        "micro_batch_size": 4,
+        "gpus": 1,
+    }
     settings |= {"block_size": 64, "overlong": "error", "warmup_ratio": 0.0, "schedule": "cosine", "drop_last": True}
     settings |= {"weight_decay": 0.0, "adam_beta1": 0.9, "adam_beta2": 0.95, "max_grad_norm": 1.0, "dtype": "float32"}
     settings |= {"gradient_checkpointing": False, "checkpoint_steps": 50, "device": "cpu"}
