@@ -114,7 +114,17 @@ def content(path: Path) -> Any:
 
 
 # Times, the machine, how a run came about, and digests of files that hold such.
-PASSING = ("run", "seconds", "inputs", "resumed_from_step", "evaluation", "costs", "lm_eval", "backend")
+PASSING = (
+    "run",
+    "seconds",
+    "inputs",
+    "resumed_from_step",
+    "resumed_samples",
+    "evaluation",
+    "costs",
+    "lm_eval",
+    "backend",
+)
 
 
 def _lasting(value: Any) -> Any:
