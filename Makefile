@@ -14,7 +14,7 @@ unexport PYTHONPATH PYTHONHOME
 # Tests of one file stay together, since they share what is slow to make; each worker on one thread.
 SIDE_BY_SIDE := OMP_NUM_THREADS=1 pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
-.PHONY: help demo test lock audit clean
+.PHONY: help demo test test-end-to-end test-cluster lock audit clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -31,7 +31,13 @@ test: .venv/installed-dev
 	mypy
 	$(SIDE_BY_SIDE) tests/unit tests/benchmarks
 	$(SIDE_BY_SIDE) tests/dag
+	@# One computes while the other waits for Slurm.
+	$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-end-to-end test-cluster
+
+test-end-to-end: .venv/installed-dev
 	pytest tests/integration
+
+test-cluster: .venv/installed-dev
 	pytest tests/cluster
 
 lock: .venv/installed-dev

@@ -16,7 +16,6 @@ from rsd import config as settings_of
 from rsd import clusters, gpus, lease, lineage
 from rsd import needs as job_needs
 from rsd import stages
-from rsd.access import check_access
 from rsd.checksums import set_aside_damaged
 from rsd.clock import leave_the_future
 from rsd.runtime import require_writable
@@ -103,6 +102,9 @@ def require_access():
     """Stops a run before its first job where a gated dataset or the judge's key cannot be had, or nothing be written."""
     if workflow.touch:
         return
+    # Once a run, and not whenever the workflow is parsed.
+    from rsd.access import check_access
+
     try:
         check_access(config)
         require_writable(os.path.join("results", config["experiment"]))
