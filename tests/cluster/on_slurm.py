@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import slurm
@@ -56,7 +57,17 @@ def arguments(profile: str = "slurm", *resources: str) -> list[str]:
 
 
 def ask(cluster: Path, *command: str, ok: bool = True) -> list[list[str]]:
-    """What a command of Slurm says: its lines, split at `|`. With `ok` it must not fail."""
-    result = subprocess.run(command, env=slurm.environment(cluster), capture_output=True, text=True, timeout=60)
+    """What a command of Slurm says: its lines, split at `|`. With `ok` it must not fail.
+
+    A controller that has crashed is started again, as a service manager would: that of Slurm 22.05 was seen to end by a
+    segmentation fault under many questions at a time.
+    """
+    for _ in range(5):
+        result = subprocess.run(command, env=slurm.environment(cluster), capture_output=True, text=True, timeout=60)
+        if "Unable to contact slurm controller" not in result.stderr:
+            break
+        if not slurm.running(cluster, "slurmctld"):
+            slurm.start_slurmctld(cluster)
+        time.sleep(2)
     assert result.returncode == 0 or not ok, result.stderr
     return [line.split("|") for line in result.stdout.splitlines()]

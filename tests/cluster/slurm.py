@@ -124,7 +124,7 @@ def start(folder: Path) -> None:
         _start_mariadb(folder)
         start_slurmdbd(folder)
         _run(folder, "sacctmgr", "-i", "add", "cluster", "tests")
-        _daemon(folder, "slurmctld", "slurmctld", "-D", "-i")
+        start_slurmctld(folder)
         for node in NODES:
             start_node(folder, node)
         _wait(folder, "slurmctld", lambda: _states(folder) == dict.fromkeys(NODES, "idle"), seconds=30)
@@ -162,6 +162,11 @@ def start_slurmdbd(folder: Path) -> None:
     """Starts the accounting and waits until it answers."""
     _daemon(folder, "slurmdbd", "slurmdbd", "-D")
     _wait(folder, "slurmdbd", lambda: _answers(folder, "sacctmgr", "-n", "list", "cluster"), seconds=40)
+
+
+def start_slurmctld(folder: Path) -> None:
+    """Starts the controller, which knows the jobs of the one before it; it answers a moment later."""
+    _daemon(folder, "slurmctld", "slurmctld", "-D", "-i")
 
 
 def start_node(folder: Path, node: str) -> None:

@@ -40,6 +40,7 @@ ENDS = {
     "node down": "NODE_FAIL",
     SNAKEMAKE_KILLED: "CANCELLED",
 }
+RUNNING = ("squeue", "--noheader", "--states=RUNNING,COMPLETING", "--format=%i")
 SHARDS = {"traces": {"rsd": {"attempts": 50, "shards": len(FAULTS)}}, "device": "cpu"}
 TARGETS = [str(TRACES / f"shard-{shard:03d}.parquet") for shard in range(len(FAULTS))]
 SLOWLY = {"traces": {"rsd": {"lanes": 1}}}
@@ -90,7 +91,10 @@ def disturbed(cluster: Path, local: Pipeline, tmp_path_factory: pytest.TempPathF
                 run.hit[fault] = stage
                 left.remove(fault)
                 INFLICT[fault](cluster, stage)
-        time.sleep(0.3)
+        time.sleep(1)
+    # What was ended must have ended by that, and not by the `scancel` that comes below.
+    ending = {stage.job for fault, stage in run.hit.items() if ENDS[fault] in ("FAILED", "CANCELLED", "TIMEOUT")}
+    wait_for(lambda: released(cluster) and not ending & {job for (job,) in ask(cluster, *RUNNING)})
     run.hit[SNAKEMAKE_KILLED] = wait_for(lambda: released(cluster) and at_work(run.pipeline.folder))[0]
     snakemake.kill()
     snakemake.wait()
@@ -106,7 +110,7 @@ def disturbed(cluster: Path, local: Pipeline, tmp_path_factory: pytest.TempPathF
     snakemake = start(run, base / "second.txt", SHARDS)
     while snakemake.poll() is None:
         released(cluster)
-        time.sleep(0.5)
+        time.sleep(1)
     run.outputs = [(base / name).read_text() for name in ("first.txt", "second.txt")]
     assert snakemake.returncode == 0, run.outputs[-1][-6000:]
     return run
@@ -157,7 +161,7 @@ def wait_for(ready: Callable[[], T], seconds: float = 120) -> T:
     deadline = time.monotonic() + seconds
     while not (found := ready()):
         assert time.monotonic() < deadline
-        time.sleep(0.2)
+        time.sleep(1)
     return found
 
 
