@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 
@@ -11,6 +12,16 @@ import pytest
 def pytest_configure() -> None:
     """A shell starts background jobs with Ctrl-C ignored; the tests send it, and must be heard."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def variables_as_they_were() -> Iterator[None]:
+    """Stages set variables of their process (the hub is switched off); the next test must not inherit them."""
+    before = dict(os.environ)
+    yield
+    if dict(os.environ) != before:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @pytest.fixture
