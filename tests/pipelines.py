@@ -7,12 +7,15 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
+import traceback
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import snakemake.cli
 import yaml
 
 from rsd.config_schema import merge
@@ -95,7 +98,40 @@ class Pipeline:
 
     def plan(self, *arguments: str, config: dict[str, Any] | None = None) -> Counter[str]:
         """How many jobs of each rule a dry-run plans, target rules left out."""
-        return planned(self.run("--dry-run", *arguments, config=config).stdout)
+        words = self.command("--dry-run", *arguments, config=config)
+        status, output = _snakemake_here(words[words.index("snakemake") + 1 :], self.variables())
+        assert status == 0, output[-6000:]
+        return planned(output)
+
+
+def _snakemake_here(arguments: Sequence[str], variables: dict[str, str]) -> tuple[int, str]:
+    """Exit status and output of Snakemake in a fork of this process, which has loaded most of what a plan loads."""
+    with tempfile.TemporaryFile() as output:
+        if (child := os.fork()) == 0:
+            status: Any = 1
+            try:
+                os.dup2(output.fileno(), 1)
+                os.dup2(output.fileno(), 2)
+                sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+                os.environ.clear()
+                os.environ.update(variables)
+                # Snakemake takes the package of the tree that it runs.
+                for name in [name for name in sys.modules if name.partition(".")[0] == "rsd"]:
+                    del sys.modules[name]
+                sys.argv = ["snakemake", *arguments]
+                snakemake.cli.main(arguments)
+                status = 0
+            except SystemExit as end:
+                status = end.code or 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status if isinstance(status, int) else 1)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        output.seek(0)
+        return status, output.read().decode()
 
 
 def planned(output: str) -> Counter[str]:

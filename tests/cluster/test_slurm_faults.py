@@ -41,7 +41,8 @@ ENDS = {
     SNAKEMAKE_KILLED: "CANCELLED",
 }
 RUNNING = ("squeue", "--noheader", "--states=RUNNING,COMPLETING", "--format=%i")
-SHARDS = {"traces": {"rsd": {"attempts": 50, "shards": len(FAULTS)}}, "device": "cpu"}
+# So many attempts that a shard is still at work when Slurm looks for jobs past their limit, every half minute.
+SHARDS = {"traces": {"rsd": {"attempts": 120, "shards": len(FAULTS)}}, "device": "cpu"}
 TARGETS = [str(TRACES / f"shard-{shard:03d}.parquet") for shard in range(len(FAULTS))]
 SLOWLY = {"traces": {"rsd": {"lanes": 1}}}
 
