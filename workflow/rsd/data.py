@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rsd.checksums import SUFFIX
 from rsd.grading import is_gradable
 from rsd.manifest import MANIFEST, verify_manifest
 from rsd.prompts import dataset_trace, find_answer
@@ -257,7 +258,8 @@ def read_rows(folder: Path, name: str, pattern: str) -> Iterator[dict[str, Any]]
     Raises FileNotFoundError for an incomplete folder or where nothing matches, ValueError for an unreadable file.
     """
     verify_manifest(folder, deep=False)
-    files = [path for path in sorted(folder.glob(pattern)) if path.is_file() and path.name != MANIFEST]
+    about_files = (MANIFEST, SUFFIX)
+    files = [path for path in sorted(folder.glob(pattern)) if path.is_file() and not path.name.endswith(about_files)]
     if not files:
         present = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())[:20]
         raise FileNotFoundError(
