@@ -11,7 +11,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -62,6 +62,7 @@ class Disturbed:
     """What was done to a run, and what Snakemake said before and after it was killed."""
 
     pipeline: Pipeline
+    started: list[subprocess.Popen[bytes]]
     hit: dict[str, Stage] = field(default_factory=dict)
     locked: str = ""
     left: str = ""
@@ -76,10 +77,21 @@ def undisturbed(local: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Pi
 
 
 @pytest.fixture(scope="module")
-def disturbed(cluster: Path, local: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Disturbed:
+def started() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Every Snakemake that is started; where something goes wrong, none outlives the tests."""
+    processes: list[subprocess.Popen[bytes]] = []
+    yield processes
+    for process in processes:
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def disturbed(
+    cluster: Path, local: Pipeline, tmp_path_factory: pytest.TempPathFactory, started: list[subprocess.Popen[bytes]]
+) -> Disturbed:
     """The same with one lane, so that it lasts long enough to be hit, and with every fault; at last with all lanes."""
     base = tmp_path_factory.mktemp("disturbed")
-    run = Disturbed(prepared(base, cluster, local))
+    run = Disturbed(prepared(base, cluster, local), started)
     slurm.kill(cluster, "slurmdbd", signal.SIGKILL)
     snakemake = start(run, base / "first.txt", overlay(SHARDS, SLOWLY))
     left = list(FAULTS)
@@ -121,7 +133,11 @@ def start(run: Disturbed, output: Path, config: dict[str, Any]) -> subprocess.Po
     """Snakemake on the traces; it has a session of its own, so that what it started outlives it as on a login node."""
     command = run.pipeline.command(*TARGETS, *arguments(), config=config)
     with open(output, "wb") as file:
-        return subprocess.Popen(command, env=run.pipeline.variables(), stdout=file, stderr=file, start_new_session=True)
+        process = subprocess.Popen(
+            command, env=run.pipeline.variables(), stdout=file, stderr=file, start_new_session=True
+        )
+    run.started.append(process)
+    return process
 
 
 def at_work(folder: Path) -> list[Stage]:
