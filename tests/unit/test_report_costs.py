@@ -53,6 +53,7 @@ def records(**changes: Any) -> Records:
     values: dict[str, Any] = {
         "devices": {"rsd": GPU, "direct": "CPU"},
         "trace_tokens": {"rsd": 1000, "direct": 400},
+        "resumed_attempts": {"rsd": 0, "direct": 0},
         "trainings": {name: training() for name in trained},
         "scores": {f"{name}/aime24": stamped(None, "cpu", tokens=10, resumed_samples=0) for name in measured},
         "analyses": {"rsd/student": stamped(None, "cpu")},
@@ -154,6 +155,19 @@ def test_a_resumed_training_is_a_lower_bound_and_says_so() -> None:
     assert part.seconds == 590.0  # both loops, more than the 240 s of the benchmarks
     assert "rsd-seed1 went on from a checkpoint" in part.notes[0]
     assert not parts()["train", "rsd"].at_least
+
+
+def test_a_model_put_in_its_place_in_seconds_costs_what_its_training_took() -> None:
+    shorter = [Job(job.rule, job.names, 3.0, 3.0) if job.rule == "train" else job for job in JOBS]
+    part = parts(shorter)["train", "rsd"]
+    assert (part.seconds, part.at_least) == (180.0, True)
+    assert "what was trained went on from a checkpoint" in part.notes[0]
+
+
+def test_attempts_of_an_earlier_run_make_traces_a_lower_bound() -> None:
+    part = parts(resumed_attempts={"rsd": 7})["generate_traces", "rsd"]
+    assert part.at_least
+    assert part.notes == ["7 attempts came from earlier runs, which are not in its seconds"]
 
 
 def test_samples_of_an_earlier_run_make_an_evaluation_a_lower_bound() -> None:

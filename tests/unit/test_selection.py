@@ -81,6 +81,7 @@ class Run:
             verdicts=folder / "verdicts.parquet",
             rows=folder / "rows.parquet",
             summary=folder / "selection.json",
+            work=folder / "work",
         )
         self.verdicts = read_table(folder / "verdicts.parquet", VERDICTS).to_pylist()
         self.rows = read_table(folder / "rows.parquet", ROWS).to_pylist()
@@ -474,3 +475,15 @@ def test_a_missing_shard_stays_a_missing_file(tmp_path):
 def test_an_empty_problem_set_is_named(tmp_path):
     with pytest.raises(ValueError, match="holds no problems"):
         Run(tmp_path, [[]], count=0)
+
+
+def test_the_shards_journals_stay_until_rows_were_chosen(tmp_path: Path) -> None:
+    journals = [tmp_path / "work" / f"shard-00{number}-{'0' * 16}.journal" for number in (0, 1)]
+    journals[0].parent.mkdir()
+    for path in journals:
+        path.touch()
+    with pytest.raises(ValueError, match="no trace to train on"):
+        Run(tmp_path, [[attempt(RIGHT)]], answer="3")
+    assert all(path.exists() for path in journals)
+    Run(tmp_path, [[attempt(RIGHT)]])
+    assert not any(path.exists() for path in journals)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import gc
 import hashlib
 import json
@@ -13,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
@@ -525,7 +527,56 @@ def test_a_run_killed_while_it_saves_goes_on_to_bit_identical_weights(tmp_path: 
     assert weights(resumed) == weights(undisturbed)
     assert record(resumed)["curve"] == record(undisturbed)["curve"]
     assert (resumed / "manifest.json").read_bytes() == (undisturbed / "manifest.json").read_bytes()
-    assert not list((killed / "work").iterdir())
+    assert sorted(path.name for path in (killed / "work").glob("*/*")) == ["finished"]
+
+
+def test_a_model_lost_after_it_was_trained_is_put_in_its_place_again(
+    tmp_path: Path, base: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Snakemake removes what a job has written that is ended between its last file and its own end."""
+    caplog.set_level(logging.INFO)
+    rows = random_rows(8)
+    output = run(tmp_path, base, rows)
+    before = {path.name: path.read_bytes() for path in output.iterdir()}
+    (finished,) = (tmp_path / "work").glob("*/finished")
+    assert os.path.samefile(output / "model.safetensors", finished / "model.safetensors"), "it takes space twice"
+    for lost in (["manifest.json", "training.json"], list(before)):
+        for name in lost:
+            (output / name).unlink()
+        start = time.time() - 1
+        caplog.clear()
+        run(tmp_path, base, rows)
+        assert "had been trained to the end" in caplog.text
+        assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+        # Older than what it was made from, it would be made again for ever.
+        assert min((output / name).stat().st_mtime for name in ("manifest.json", "training.json")) > start
+    # Of a bit that flips they have one copy.
+    content = bytearray((output / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    with open(output / "model.safetensors", "r+b") as file:
+        file.write(content)
+    caplog.clear()
+    run(tmp_path, base, rows)
+    assert "is damaged" in caplog.text
+    assert "trained 4 steps" in caplog.text
+    assert (output / "model.safetensors").read_bytes() == before["model.safetensors"]
+    run(tmp_path, base, rows, learning_rate=1e-3)
+    (other,) = (tmp_path / "work").glob("*/finished")
+    assert other != finished, "one of other settings stayed"
+
+
+def test_where_there_are_no_hard_links_the_training_ends_all_the_same(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EPERM, "not permitted")
+
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(os, "link", fail)
+    output = run(tmp_path, base, random_rows(8), checkpoint_steps=1)
+    verify_manifest(output, deep=True)
+    assert "should this job fail now, it trains anew" in caplog.text
+    assert not list((tmp_path / "work").glob("*/*"))
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
@@ -681,7 +732,7 @@ def test_the_trained_folder_is_complete_and_like_its_base_but_for_the_weights(tm
     assert {path.name for path in output.iterdir()} == {path.name for path in base.iterdir()} | more
     assert load_file(output / "model.safetensors").keys() == load_file(base / "model.safetensors").keys()
     assert [path.name for path in (tmp_path / "trained").iterdir()] == ["arm-seed0"]
-    assert not list((tmp_path / "work").iterdir())
+    assert [path.name for path in (tmp_path / "work").glob("*/*")] == ["finished"]
 
 
 def test_training_json_holds_every_step_and_what_was_counted(tmp_path: Path, base: Path) -> None:

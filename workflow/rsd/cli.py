@@ -165,6 +165,7 @@ def _select_traces(a: Arguments) -> None:
         verdicts=a.verdicts,
         rows=a.rows,
         summary=a.summary,
+        work=a.work,
     )
 
 
@@ -398,6 +399,7 @@ STAGES: dict[str, tuple[str, Callable[[Arguments], None], dict[str, str]]] = {
             "verdicts": "path",
             "rows": "path",
             "summary": "path",
+            "work": "path",
         },
     ),
     "derive-traces": (

@@ -143,6 +143,12 @@ def peek(path: Path) -> Found:
         return Found()
 
 
+def remove_journals(folder: Path) -> None:
+    """Removes every `*.journal` of a folder, if that is there: what they hold is somewhere else for good."""
+    for path in folder.glob("*.journal"):
+        path.unlink()
+
+
 def _read(path: Path) -> tuple[Found, int, int]:
     """What a journal holds up to the first damaged line, the bytes up to there, and how many parts did not fit."""
     found = Found()

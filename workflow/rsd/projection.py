@@ -133,14 +133,13 @@ def disk_bytes(config: Config, results: Path, typical: Typical = BOUND) -> dict[
         for (arm, _), size in zip(trained, parameters(*(model for _, model in trained)), strict=True)
     ]
     largest = max(parameters(*(model for _, model in trained)), default=0)
-    shares = [entry.each.tokens for entry in found if entry.stage == "generate_traces" and entry.each]
     return {
         "models downloaded or made": sum(
             size * stored_bytes(config, name)
             for name, size in zip(outside.values(), parameters(*outside.values()), strict=True)
         ),
         "traces": tokens("generate_traces") * TRACE_BYTES,
-        "a journal while a shard is made": max(shares, default=0) * JOURNAL_BYTES,
+        "journals until rows are chosen": tokens("generate_traces") * JOURNAL_BYTES,
         "trained models": sum(saved),
         "checkpoints while one trains": KEPT_CHECKPOINTS * CHECKPOINT_BYTES * largest,
         "samples": tokens("evaluate") * TEXT_BYTES,

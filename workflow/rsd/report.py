@@ -215,10 +215,12 @@ def costs(
     config: Record,
 ) -> Record:
     """The view of the costs, from the benchmark files and the records."""
-    stamps = {name: devices_of([*shard_stamps(traces / name), entry.record]) for name, entry in files.items()}
+    shards = {name: shard_stamps(traces / name) for name in files}
+    devices = {name: devices_of([*shards[name], entry.record]) for name, entry in files.items()}
     known = Records(
-        devices={name: device for name, device in stamps.items() if device},
+        devices={name: device for name, device in devices.items() if device},
         trace_tokens={name: count_tokens(entry) for name, entry in files.items()},
+        resumed_attempts={name: sum(shard.get("resumed") or 0 for shard in found) for name, found in shards.items()},
         trainings=records["trainings"],
         scores=records["scores"],
         analyses=records["analyses"],

@@ -63,12 +63,14 @@ class Part:
 class Records:
     """What the parts' devices and tokens are read from.
 
-    `devices`: trace set -> the device that made it; `trace_tokens`: trace set -> tokens of its attempts; `trainings`:
-    ARM-seedK -> record; `scores`: ARM-seedK/TASK -> record; `analyses`: TRACES/READER -> record.
+    `devices`: trace set -> the device that made it; `trace_tokens`: trace set -> tokens of its attempts;
+    `resumed_attempts`: trace set -> how many of them earlier runs of its jobs had written, wholly or in part;
+    `trainings`: ARM-seedK -> record; `scores`: ARM-seedK/TASK -> record; `analyses`: TRACES/READER -> record.
     """
 
     devices: Mapping[str, str]
     trace_tokens: Mapping[str, int | None]
+    resumed_attempts: Mapping[str, int]
     trainings: Mapping[str, Record]
     scores: Mapping[str, Record]
     analyses: Mapping[str, Record]
@@ -193,36 +195,40 @@ def _complete(part: Part, records: Records, config: Record) -> None:
     if part.stage == "Traces" and part.rule.startswith("generate"):
         part.generated = records.trace_tokens.get(part.owner)
         _expect(part, len(shard_names(config, part.owner)))
+        _leave_out(part, "attempts", records.resumed_attempts.get(part.owner, 0))
     elif part.stage == "Training":
         mine = {name: record for name, record in records.trainings.items() if _belongs(name, part.owner, part.stage)}
         tokens = [trained_tokens(record) for record in mine.values()]
         part.trained = sum(value for value in tokens if value is not None) if None not in tokens else None
         _expect(part, len(mine))
         resumed = [name for name, record in mine.items() if record.get("resumed_from_step") is not None]
-        if resumed:
+        loops = sum(record.get("seconds") or 0 for record in mine.values())
+        # One that had been trained to the end by a job that failed then is put in its place in seconds.
+        restored = part.seconds is not None and part.seconds < loops
+        if resumed or restored:
             part.at_least = True
-            loops = sum(record.get("seconds") or 0 for record in mine.values())
             part.seconds = max(part.seconds or 0, loops)
             part.notes.append(
-                f"{', '.join(resumed)} went on from a checkpoint; its benchmark covers the last run alone, the loops "
-                f"of all runs took {duration(loops)}"
+                f"{', '.join(resumed) or 'what was trained'} went on from a checkpoint; its benchmark covers the last "
+                f"run alone, the loops of all runs took {duration(loops)}"
             )
     elif part.stage == "Evaluation":
         mine = {name: record for name, record in records.scores.items() if _belongs(name, part.owner, part.stage)}
         tokens = [record.get("tokens") for record in mine.values()]
         part.generated = sum(value for value in tokens if value is not None) if None not in tokens else None
-        resumed_samples = sum(record.get("resumed_samples") or 0 for record in mine.values())
-        if resumed_samples:
-            part.at_least = True
-            part.notes.append(
-                f"{number(resumed_samples, 0)} samples came from earlier runs, which are not in its seconds"
-            )
+        _leave_out(part, "samples", sum(record.get("resumed_samples") or 0 for record in mine.values()))
 
 
 def _expect(part: Part, jobs: int) -> None:
     if part.jobs < jobs:
         part.at_least = True
         part.notes.append(f"{part.jobs} of {jobs} jobs left a benchmark")
+
+
+def _leave_out(part: Part, what: str, resumed: int) -> None:
+    if resumed:
+        part.at_least = True
+        part.notes.append(f"{number(resumed, 0)} {what} came from earlier runs, which are not in its seconds")
 
 
 def trained_tokens(record: Record) -> int | None:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from rsd.checksums import verify
 from rsd.counting import count_kinds, lengths, over_block, quantiles, share
 from rsd.grading import grade, is_gradable
+from rsd.journal import remove_journals
 from rsd.models import load_tokenizer, vocabulary_digest
 from rsd.prompts import count_think_close, encode_prompt, extract_answer
 from rsd.provenance import stamp
@@ -68,9 +69,11 @@ def run_select_traces(
     verdicts: Path,
     rows: Path,
     summary: Path,
+    work: Path,
 ) -> None:
     """Writes `verdicts` (VERDICTS), `rows` (ROWS, in the order of the problems) and `summary` (JSON).
 
+    `work`: the folder of the shards' journals, which are removed in the end; it need not exist.
     `settings` is `config.select_settings`. Raises ValueError for a corrupted or incomplete shard, for an attempt that
     comes twice or belongs to no problem, and where no attempt is kept (with `allow_prefixes_only`: no row results).
     """
@@ -110,6 +113,8 @@ def run_select_traces(
     write_table(verdicts, judged, VERDICTS, provenance)
     write_table(rows, chosen, ROWS, {**provenance, "vocabulary": vocabulary_digest(tokenizer)})
     write_record(summary, report)
+    # Now no job that makes a shard can lose it any more.
+    remove_journals(work)
     LOG.info("%d rows; attempts: %s", len(chosen), _listing(reasons))
 
 

@@ -1,8 +1,9 @@
 """Trace generation: problems -> attempts, by RSD or by plain sampling of one model, the student or another.
 
 Finished attempts go to a journal in the work folder at once, what is written of the others twice a minute; a second run
-goes on from there. The declared output appears when all are finished. What another model than the student wrote is read
-in the student's tokens then (`recoding`).
+goes on from there. The declared output appears when all are finished; the journal stays until rows were chosen from it
+(`selection`), since Snakemake removes the output of a job that is ended right after it. What another model than the
+student wrote is read in the student's tokens then (`recoding`).
 """
 
 from __future__ import annotations
@@ -53,9 +54,9 @@ def run_generate_traces(
     `settings` is `config.traces_settings`; `teacher` is needed for method rsd. `sampled` is the model that writes by
     method sample, the student where None: `context` and `max_new_tokens` then count its tokens, while the attempts hold
     what the student reads (see `recoding`), and the file's metadata say under `altered` how many of them do not say
-    just what was written. SIGTERM and Ctrl-C save what is written and end the process (SystemExit 143,
-    KeyboardInterrupt). Raises ValueError for an empty problem set, vocabularies that cannot be aligned, and prompts
-    that leave no room in the context.
+    just what was written; under `resumed` how many were finished or begun by earlier runs. SIGTERM and Ctrl-C save
+    what is written and end the process (SystemExit 143, KeyboardInterrupt). Raises ValueError for an empty
+    problem set, vocabularies that cannot be aligned, and prompts that leave no room in the context.
     """
     set_threads(threads)
     records = read_jsonl(problems)
@@ -72,6 +73,7 @@ def run_generate_traces(
     with Journal(work / f"shard-{shard:03d}-{settings_digest(identity)}.journal") as journal:
         found = journal.load()
         missing = [job for job in jobs if _key(*job) not in found.items]
+        provenance["resumed"] = len(jobs) - len(missing) + sum(_key(*job) in found.parts for job in missing)
         LOG.info("%d attempts, %d of them done before", len(jobs), len(jobs) - len(missing))
         if missing:
             questions = [record["question"] for record in records[:PROBES]]
@@ -82,9 +84,8 @@ def run_generate_traces(
     if sampled is not None:
         provenance["altered"] = read_by_student(rows, student, sampled, settings["format"]["end_of_turn"])
     write_table(output, rows, ATTEMPTS, provenance)
-    # Those of earlier settings go with it.
-    for path in work.glob(f"shard-{shard:03d}-*.journal"):
-        path.unlink()
+    for other in set(work.glob(f"shard-{shard:03d}-*.journal")) - {journal.path}:
+        other.unlink()  # of earlier settings
 
 
 def read_by_student(rows: Sequence[dict[str, Any]], student: Path, sampled: Path, end_of_turn: str) -> int:

@@ -35,7 +35,15 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from rsd import sharded
-from rsd.checkpoints import KEPT_CHECKPOINTS, checkpoint_folders, newest_checkpoint, seal_checkpoint, step_of
+from rsd.checkpoints import (
+    KEPT_CHECKPOINTS,
+    checkpoint_folders,
+    keep_finished,
+    newest_checkpoint,
+    restore_finished,
+    seal_checkpoint,
+    step_of,
+)
 from rsd.interruption import Interruption
 from rsd.manifest import verify_manifest, write_manifest
 from rsd.models import load_model, load_tokenizer, vocabulary_digest
@@ -81,7 +89,8 @@ def run_train(
 
     `settings` is `config.training_settings`; `seed` decides the order of the rows (and dropout). `tokens_of`: the rows
     of the arm that settings.tokens_of names, which with the settings there decide the number of steps. Checkpoints go
-    to `work`, in a folder named by a digest of settings, seed, inputs and code; a later call goes on from the newest.
+    to `work`, in a folder named by a digest of settings, seed, inputs and code; a later call goes on from the newest,
+    or takes the finished model that is there, without training.
     SIGTERM and Ctrl-C save one and end the process (SystemExit 143, KeyboardInterrupt).
 
     training.json: `curve` (one entry a step: step, epoch, loss, learning_rate, grad_norm before clipping, tokens with
@@ -113,6 +122,9 @@ def run_train(
 
     trainer = make_trainer(network, data, plan, settings, seed, device, tokenizer, checkpoints)
     require_labels(trainer, data)
+    if sharded.from_main(lambda: restore_finished(checkpoints, output)):
+        LOG.info("had been trained to the end: %s is in its place again; to train anew, delete %s", output, checkpoints)
+        return
     resumed = sharded.from_main(lambda: newest_checkpoint(checkpoints))
     _announce(data, plan, trainer, settings, device, resumed)
     if wanted is not None:
@@ -151,7 +163,7 @@ def run_train(
     }
     network.config, network.generation_config = configs
     write_trained_model(network, settings["dtype"], model, base, record, output)
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    keep_finished(output, checkpoints)
     LOG.info("trained %d steps in %.1f s, last loss %.4g", plan.steps, trainer.seconds, losses[-1]["loss"])
 
 

@@ -104,10 +104,12 @@ rule select_traces:
         settings=lambda wildcards: as_json(settings_of.select_settings(config, wildcards.traces)),
         code=stage_code("select_traces"),
         student=subpath(input.student, parent=True),
+        # Journals of shards, which may go once this has read the shards.
+        work=work("generate_traces", "{traces}"),
     shell:
         "rsd select-traces --problems {input.problems:q} --shards {input.shards:q} --student {params.student:q}"
         " --settings {params.settings:q} --verdicts {output.verdicts:q} --rows {output.rows:q}"
-        " --summary {output.summary:q} --log {log:q}"
+        " --summary {output.summary:q} --work {params.work:q} --log {log:q}"
 
 
 rule derive_traces:
