@@ -120,6 +120,7 @@ PASSING = (
     "inputs",
     "resumed_from_step",
     "resumed_samples",
+    "resumed",
     "evaluation",
     "costs",
     "lm_eval",

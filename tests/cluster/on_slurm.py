@@ -8,19 +8,13 @@ import time
 from pathlib import Path
 
 import slurm
-import yaml
 
 from pipelines import POCKET_TINY, ROOT, Pipeline, real_rsd
 
 POCKET = (*POCKET_TINY, "tests/cluster/pocket-cluster.yaml")
 EXPERIMENT = "pocket-cluster"
-# The rules that run a model, and all that run on a node.
+# The rules that run a model.
 MODEL_RULES = ("make_pocket_model", "generate_traces", "derive_traces", "train", "evaluate", "analyse_tokens")
-RULES = (
-    *MODEL_RULES,
-    *("make_pocket_dataset", "prepare_problems", "prepare_benchmark", "measure_overlap", "convert_traces"),
-    *("select_traces", "collect_scores", "compare", "report"),
-)
 
 
 def new_pipeline(base: Path, cluster: Path | None = None) -> Pipeline:
@@ -43,16 +37,12 @@ def prepared(base: Path, cluster: Path | None, local: Pipeline) -> Pipeline:
 
 
 def arguments(profile: str = "slurm", *resources: str) -> list[str]:
-    """Snakemake's arguments for a profile, its fields filled on the command line, and jobs that fit the small nodes."""
+    """Snakemake's arguments for a profile, its fields filled on the command line, and jobs of one core."""
     folder = ROOT / "workflow" / "profiles" / profile
-    # The command line takes the place of the whole list.
-    extra = yaml.safe_load((folder / "profile.yaml").read_text(encoding="utf-8"))["set-resources"]
     return [
         *("--profile", str(folder), "--default-resources", f"slurm_partition={slurm.PARTITION}", *resources),
         *("--slurm-init-seconds-before-status-checks", "1"),
         *("--set-threads", *(f"{rule}=1" for rule in MODEL_RULES)),
-        *("--set-resources", *(f"{rule}:mem_mb=1500" for rule in RULES), *(f"{rule}:runtime=20" for rule in RULES)),
-        *(f"{rule}:{name}={value}" for rule, more in extra.items() for name, value in more.items()),
     ]
 
 

@@ -38,8 +38,8 @@ PROGRAMS = (
 )
 NODES = ("n1", "n2")
 PARTITION = "short"
-# For a job on a node: Slurm only counts it, nobody keeps a job to it.
-MEMORY_MB = 8000
+# Of a node; more than the host may have, since Slurm only counts it and nobody keeps a job to it.
+MEMORY_MB = 64000
 # Ended in this order: who writes before who is written to.
 DAEMONS = (*NODES, "slurmctld", "slurmdbd", "mariadb", "munge")
 
@@ -75,6 +75,7 @@ ReturnToService=2
 # So that faults are noticed in seconds, where clusters take minutes.
 SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0
 SlurmdTimeout=10
+SlurmdParameters=config_overrides
 KillWait=10
 MessageTimeout=10
 InactiveLimit=0

@@ -1,7 +1,8 @@
-"""What fails on a cluster: every way for a job to die, the accounting, a node, and Snakemake itself.
+"""What fails on a cluster: every way for a job to die, the accounting, the controller, a node, and Snakemake itself.
 
-One run of Snakemake meets them all, one fault a shard, since what takes time is the starting of jobs. Afterwards every
-shard is what an undisturbed run makes, and none was begun from nothing again.
+One run of Snakemake meets them all, one fault a shard, since what takes time is the starting of jobs. Which shard meets
+which is left to the order in which they come to work. Afterwards every shard is what an undisturbed run makes, and none
+was begun from nothing again.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from rsd.records import ATTEMPTS, read_table
 
 T = TypeVar("T")
 TRACES = Path("results", EXPERIMENT, "traces", "rsd")
-# What happens to which shard. The node goes first, since it takes a neighbour with it; the accounting is down all the
-# while. Then Snakemake is killed, whatever shard is at work.
+# In this order: the node goes first, since it takes a neighbour with it. The accounting is down all the while, and the
+# controller when all have come. Then Snakemake is killed, whatever shard is at work.
 FAULTS = ("node down", "kill -9", "scancel", "SIGTERM", "time limit", "requeue")
 SNAKEMAKE_KILLED = "Snakemake killed"
 # What Slurm says of the job that it happened to; that of a killed Snakemake is ended by hand, as the next run asks.
@@ -41,8 +42,8 @@ ENDS = {
     SNAKEMAKE_KILLED: "CANCELLED",
 }
 RUNNING = ("squeue", "--noheader", "--states=RUNNING,COMPLETING", "--format=%i")
-# So many attempts that a shard is still at work when Slurm looks for jobs past their limit, every half minute.
-SHARDS = {"traces": {"rsd": {"attempts": 120, "shards": len(FAULTS)}}, "device": "cpu"}
+# So many attempts that every shard is seen at work.
+SHARDS = {"traces": {"rsd": {"attempts": 60, "shards": len(FAULTS)}}, "device": "cpu"}
 TARGETS = [str(TRACES / f"shard-{shard:03d}.parquet") for shard in range(len(FAULTS))]
 SLOWLY = {"traces": {"rsd": {"lanes": 1}}}
 
@@ -96,19 +97,20 @@ def disturbed(
     snakemake = start(run, base / "first.txt", overlay(SHARDS, SLOWLY))
     left = list(FAULTS)
     while left:
-        assert snakemake.poll() is None, f"{left} came too late\n{(base / 'first.txt').read_text()}"
+        assert snakemake.poll() is None, f"{left} came too late, {run.hit}\n{(base / 'first.txt').read_text()}"
         released(cluster)
-        for stage in at_work(run.pipeline.folder):
-            fault = FAULTS[stage.shard]
-            if fault in left and (fault == FAULTS[0] or FAULTS[0] not in left):
-                run.hit[fault] = stage
-                left.remove(fault)
-                INFLICT[fault](cluster, stage)
-        time.sleep(1)
+        met = {stage.shard for stage in run.hit.values()}
+        if fresh := [stage for stage in at_work(run.pipeline.folder) if stage.shard not in met]:
+            run.hit[fault := left.pop(0)] = fresh[0]
+            INFLICT[fault](cluster, fresh[0])
+        time.sleep(0.5)
     # What was ended must have ended by that, and not by the `scancel` that comes below.
     ending = {stage.job for fault, stage in run.hit.items() if ENDS[fault] in ("FAILED", "CANCELLED", "TIMEOUT")}
+    run.hit[SNAKEMAKE_KILLED] = hold(cluster, run, ending)
+    slurm.kill(cluster, "slurmctld", signal.SIGKILL)
+    time.sleep(10)
+    slurm.start_slurmctld(cluster)
     wait_for(lambda: released(cluster) and not ending & {job for (job,) in ask(cluster, *RUNNING)})
-    run.hit[SNAKEMAKE_KILLED] = wait_for(lambda: released(cluster) and at_work(run.pipeline.folder))[0]
     snakemake.kill()
     snakemake.wait()
     # So that it is still there when the next run looks, however long that takes.
@@ -138,6 +140,15 @@ def start(run: Disturbed, output: Path, config: dict[str, Any]) -> subprocess.Po
         )
     run.started.append(process)
     return process
+
+
+def hold(cluster: Path, run: Disturbed, ending: set[str]) -> Stage:
+    """A stage of another job than these, stopped, so that it is still at work when Snakemake is killed."""
+    free = wait_for(
+        lambda: released(cluster) and [stage for stage in at_work(run.pipeline.folder) if stage.job not in ending]
+    )
+    os.kill(free[0].pid, signal.SIGSTOP)
+    return free[0]
 
 
 def at_work(folder: Path) -> list[Stage]:
@@ -183,6 +194,8 @@ def wait_for(ready: Callable[[], T], seconds: float = 120) -> T:
 
 
 def reach_time_limit(cluster: Path, stage: Stage) -> None:
+    # Slurm looks every half minute; the stage must not be done before.
+    os.kill(stage.pid, signal.SIGSTOP)
     soon = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + 1))
     ask(cluster, "scontrol", "update", f"JobId={stage.job}", f"EndTime={soon}")
 
@@ -217,6 +230,19 @@ def test_a_shard_is_what_it_would_have_been_and_goes_on_where_it_was(
         *("--starttime=now-1hour", "--jobs", disturbed.hit[fault].job),
     )
     assert any(state.startswith(ENDS[fault]) for (state,) in states), states
+
+
+def test_a_failed_job_comes_again_with_more_memory_and_time(disturbed: Disturbed) -> None:
+    asked: dict[str, list[tuple[int, int]]] = {}
+    for job in re.split(r"\n\[", disturbed.outputs[0]):
+        if "rule generate_traces:" in job:
+            shard, memory, runtime = (re.search(rf"{name}=(\d+)", job)[1] for name in ("shard", "mem_mb", "runtime"))
+            asked.setdefault(shard, []).append((int(memory), int(runtime)))
+    failed = [f"{disturbed.hit[fault].shard:03d}" for fault in ("kill -9", "scancel", "SIGTERM")]
+    for shard in failed:
+        (memory, runtime), (more, longer) = asked[shard][:2]
+        assert more == pytest.approx(1.5 * memory, rel=0.01)
+        assert longer == pytest.approx(1.5 * runtime, abs=1)
 
 
 def test_after_snakemakes_death_nothing_starts_beside_the_jobs_that_it_left(disturbed: Disturbed) -> None:
