@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,12 @@ PROFILES = ROOT / "workflow" / "profiles"
 # What needs no permission of the hub.
 OPEN = {"run": {"gated": "skip"}}
 FILLED = ["--container-image", "registry/rsd:1", "--default-storage-prefix", f"s3://{BUCKET}"]
+
+# Where the Makefile installs the plugins for Kubernetes.
+PLUGINS = Path(sys.prefix, "kubernetes")
+WITH_KUBERNETES = pytest.mark.skipif(
+    not PLUGINS.is_dir(), reason="needs envs/requirements-kubernetes.txt in .venv/kubernetes: make .venv/installed-dev"
+)
 
 
 @pytest.mark.parametrize("profile", ["slurm", "slurm-gres"])
@@ -34,6 +41,7 @@ def test_a_slurm_profile_plans_unfilled_and_names_its_fields_before_the_first_jo
     assert not list((pipeline.folder / "results").glob("models/*/manifest.json"))
 
 
+@WITH_KUBERNETES
 def test_text_for_a_shell_on_the_command_line_submits_nothing(pipeline: Pipeline, tmp_path: Path) -> None:
     with cloud() as here:
         arguments = [*kubernetes(pipeline, here, tmp_path), *FILLED, "--config", "title=$(touch canary)"]
@@ -42,8 +50,10 @@ def test_text_for_a_shell_on_the_command_line_submits_nothing(pipeline: Pipeline
     assert not here.jobs
 
 
+@WITH_KUBERNETES
 def test_the_kubernetes_profile_names_bucket_and_image(pipeline: Pipeline, tmp_path: Path) -> None:
     profile = ["--profile", str(PROFILES / "kubernetes"), "--dry-run"]
+    pipeline.environment["PYTHONPATH"] = str(PLUGINS)
     assert "default-storage-prefix: FILL-IN-bucket; write an S3 bucket" in pipeline.run(*profile, ok=False).stdout
     with cloud() as here:
         arguments = kubernetes(pipeline, here, tmp_path)
@@ -52,6 +62,7 @@ def test_the_kubernetes_profile_names_bucket_and_image(pipeline: Pipeline, tmp_p
     assert not here.jobs
 
 
+@WITH_KUBERNETES
 def test_a_kubernetes_job_asks_for_what_its_rule_needs(pipeline: Pipeline, tmp_path: Path) -> None:
     config = validate(yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8")))
     manifests = [f"results/models/{model_key(config, name)}/manifest.json" for name in ("teacher", "student")]
@@ -85,6 +96,6 @@ def kubernetes(pipeline: Pipeline, here: Cloud, tmp_path: Path) -> list[str]:
     """Snakemake's arguments for the profile on an imitation of a cluster."""
     config = here.write_kubeconfig(tmp_path / "kubeconfig")
     keys = {f"SNAKEMAKE_STORAGE_S3_{name}_KEY": f"{name.lower()}-key-of-tests" for name in ("ACCESS", "SECRET")}
-    pipeline.environment |= {"KUBECONFIG": str(config), **keys}
+    pipeline.environment |= {"KUBECONFIG": str(config), "PYTHONPATH": str(PLUGINS), **keys}
     local = ["--local-storage-prefix", str(tmp_path / "storage")]
     return ["--profile", str(PROFILES / "kubernetes"), "--storage-s3-endpoint-url", here.address, *local]

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.slow
 
 RUN = Path("results/pocket-tiny")
 SHARDS = [RUN / f"traces/rsd/shard-00{number}.parquet" for number in (0, 1)]
+WANTED = [str(shard) for shard in SHARDS]
 
 
 def rsd(pipeline: Pipeline, *words: str | Path) -> subprocess.CompletedProcess[str]:
@@ -149,7 +150,7 @@ def test_a_killed_snakemake_ends_its_stages_and_the_next_one_goes_on(tiny: Pipel
     # Other lanes, too: a trace must not depend on its neighbours.
     config = {"traces": {"rsd": {"lanes": 3}}}
     with subprocess.Popen(
-        prepared.command("--cores", "1", "traces", config=config),
+        prepared.command("--cores", "1", *WANTED, config=config),
         env=prepared.variables(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -157,7 +158,7 @@ def test_a_killed_snakemake_ends_its_stages_and_the_next_one_goes_on(tiny: Pipel
     ) as process:
         wait_for(prepared.folder / RUN / "work" / "generate_traces", "**/*.journal")
         os.killpg(process.pid, signal.SIGSTOP)  # it holds the folder, and comes no further meanwhile
-        second = prepared.run("--cores", "1", "traces", config=config, ok=False).stdout
+        second = prepared.run("--cores", "1", *WANTED, config=config, ok=False).stdout
         assert "no other Snakemake process is trying to create the same files" in second
         assert "It can be removed with the --unlock argument" in second
         process.kill()
@@ -167,7 +168,7 @@ def test_a_killed_snakemake_ends_its_stages_and_the_next_one_goes_on(tiny: Pipel
     logs = [path.read_text() for path in (prepared.folder / RUN / "logs" / "generate_traces" / "rsd").glob("*.log")]
     assert any("error: Snakemake has ended; run the same command again to go on" in log for log in logs)
     prepared.run("--unlock", config=config)
-    prepared.run("--cores", "2", "traces", config=config)
+    prepared.run("--cores", "2", *WANTED, config=config)
     logs = [path.read_text() for path in (prepared.folder / RUN / "logs" / "generate_traces" / "rsd").glob("*.log")]
     assert any(re.search(r"attempts, [1-9]\d* of them done before", log) for log in logs), "it began anew"
     assert rows_of(prepared.folder) == rows_of(tiny.folder)
@@ -179,7 +180,7 @@ def is_traces(process: psutil.Process) -> bool:
 
 def test_a_stage_killed_by_the_system_says_so_and_the_next_run_goes_on(prepared: Pipeline) -> None:
     with subprocess.Popen(
-        prepared.command("--cores", "1", "traces"),
+        prepared.command("--cores", "1", *WANTED),
         env=prepared.variables(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -195,7 +196,7 @@ def test_a_stage_killed_by_the_system_says_so_and_the_next_run_goes_on(prepared:
     assert process.returncode != 0
     assert "error: killed by signal 9" in output
     assert "run the same command again to go on" in output
-    prepared.run("--cores", "2", "traces")
+    prepared.run("--cores", "2", *WANTED)
 
 
 def test_a_folder_that_cannot_be_written_is_named(copied: Pipeline) -> None:

@@ -147,11 +147,14 @@ def test_what_is_installed_is_the_lock_and_nothing_else() -> None:
     found = {canonical(item.name): item.version for item in importlib.metadata.distributions(path=site_packages())}
     own = {"pip", "rsd-pipeline"}
     build = "cpu" if "+cpu" in found["torch"] else "cuda"
-    names = ("requirements.txt", f"requirements-{build}.txt", "requirements-dev.txt", "requirements-kubernetes.txt")
+    names = ("requirements.txt", f"requirements-{build}.txt", "requirements-dev.txt")
     lock = {package: version for name in names for package, (version, _) in locked(name).items()}
     installed = {name: version for name, version in found.items() if name not in own}
     expected = {name: version for name, version in lock.items() if name in found or build == "cpu"}
     assert installed == expected, "make clean, then make test"
+    beside = importlib.metadata.distributions(path=[str(Path(sys.prefix) / "kubernetes")])
+    wanted = {name: version for name, (version, _) in locked("requirements-kubernetes.txt").items()}
+    assert {canonical(item.name): item.version for item in beside} == wanted, "make clean, then make test"
 
 
 @OF_THE_MAKEFILE

@@ -400,7 +400,7 @@ class SlowStage:
 def test_killed_at_any_moment_it_loses_at_most_what_was_not_saved_and_ends_as_undisturbed(folders, problems, tmp_path):
     reference = generate(folders, problems, tmp_path, settings=LONG)
     choose, known = random.Random(os.urandom(8)), 0
-    for _ in range(3):
+    for _ in range(2):
         run = SlowStage(folders, problems, tmp_path / "killed", flush_seconds=0.1)
         run.wait_for(choose.randrange(10, 25))
         time.sleep(choose.random() * 0.15)
