@@ -187,10 +187,12 @@ def at_work(folder: Path) -> list[Stage]:
 
 
 def released(cluster: Path) -> bool:
-    """Lets requeued jobs start at once, which wait two minutes by themselves, and a node that went down come back."""
+    """Lets requeued jobs start at once, which wait two minutes by themselves or are held, and a dead node come back."""
     for job, reason in ask(cluster, "squeue", "--noheader", "--states=PENDING", "--format=%i|%r"):
         if reason == "BeginTime":
             ask(cluster, "scontrol", "update", f"JobId={job}", "StartTime=now", ok=False)
+        elif "held" in reason:
+            ask(cluster, "scontrol", "release", job, ok=False)
     for node in slurm.NODES:
         states = ask(cluster, "sinfo", "--noheader", f"--nodes={node}", "--format=%T")
         if not slurm.running(cluster, node) and states[0][0].startswith("down"):
