@@ -41,6 +41,8 @@ ENDS = {
     "node down": "NODE_FAIL",
     SNAKEMAKE_KILLED: "CANCELLED",
 }
+# What Snakemake itself tries again, while it lives.
+COMES_AGAIN = ("kill -9", "scancel")
 RUNNING = ("squeue", "--noheader", "--states=RUNNING,COMPLETING", "--format=%i")
 # So many attempts that every shard is seen at work.
 SHARDS = {"traces": {"rsd": {"attempts": 60, "shards": len(FAULTS)}}, "device": "cpu"}
@@ -120,6 +122,9 @@ def disturbed(
     time.sleep(10)
     slurm.start_slurmctld(cluster)
     wait_for(lambda: released(cluster) and not ending & {job for (job,) in ask(cluster, *RUNNING)})
+    # It hears of what failed at its next look, which may be a minute later.
+    again = [run.hit[fault].shard for fault in COMES_AGAIN]
+    wait_for(lambda: all(len(asked_for((base / "first.txt").read_text(), shard)) > 1 for shard in again), seconds=240)
     snakemake.kill()
     snakemake.wait()
     # So that it is still there when the next run looks, however long that takes.
@@ -149,6 +154,12 @@ def start(run: Disturbed, output: Path, config: dict[str, Any]) -> subprocess.Po
         )
     run.started.append(process)
     return process
+
+
+def asked_for(output: str, shard: int) -> list[tuple[int, int]]:
+    """(memory in MB, minutes) of every job for a shard, in the words of Snakemake."""
+    job = rf"wildcards: traces=rsd, shard={shard:03d}\n +resources: .*\bmem_mb=(\d+),.*\bruntime=(\d+)"
+    return [(int(memory), int(minutes)) for memory, minutes in re.findall(job, output)]
 
 
 def jobs_of(stages: list[Stage]) -> set[str]:
@@ -248,12 +259,8 @@ def test_a_shard_is_what_it_would_have_been_and_goes_on_where_it_was(
 
 
 def test_a_failed_job_comes_again_with_more_memory_and_time(disturbed: Disturbed) -> None:
-    job = r"wildcards: traces=rsd, shard=(\d+)\n +resources: .*\bmem_mb=(\d+),.*\bruntime=(\d+)"
-    asked: dict[int, list[tuple[int, int]]] = {}
-    for shard, memory, runtime in re.findall(job, disturbed.outputs[0]):
-        asked.setdefault(int(shard), []).append((int(memory), int(runtime)))
-    for fault in ("kill -9", "scancel"):
-        (memory, runtime), (more, longer) = asked[disturbed.hit[fault].shard][:2]
+    for fault in COMES_AGAIN:
+        (memory, runtime), (more, longer) = asked_for(disturbed.outputs[0], disturbed.hit[fault].shard)[:2]
         assert more == pytest.approx(1.5 * memory, rel=0.01)
         assert longer == pytest.approx(1.5 * runtime, abs=1)
 

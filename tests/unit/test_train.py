@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -557,7 +558,7 @@ def test_a_model_lost_after_it_was_trained_is_put_in_its_place_again(
         file.write(content)
     caplog.clear()
     run(tmp_path, base, rows)
-    assert "is damaged" in caplog.text
+    assert "cannot be used" in caplog.text
     assert "trained 4 steps" in caplog.text
     assert (output / "model.safetensors").read_bytes() == before["model.safetensors"]
     run(tmp_path, base, rows, learning_rate=1e-3)
@@ -568,6 +569,8 @@ def test_a_model_lost_after_it_was_trained_is_put_in_its_place_again(
 def test_where_there_are_no_hard_links_the_training_ends_all_the_same(
     tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    run(tmp_path / "copied", base, random_rows(8))  # where there were some
+
     def fail(*_: object) -> None:
         raise OSError(errno.EPERM, "not permitted")
 
@@ -577,6 +580,10 @@ def test_where_there_are_no_hard_links_the_training_ends_all_the_same(
     verify_manifest(output, deep=True)
     assert "should this job fail now, it trains anew" in caplog.text
     assert not list((tmp_path / "work").glob("*/*"))
+    caplog.clear()
+    verify_manifest(run(tmp_path / "copied", base, random_rows(8)), deep=True)
+    assert re.search(r"finished cannot be used .*not permitted", caplog.text)
+    assert "trained 4 steps" in caplog.text
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])

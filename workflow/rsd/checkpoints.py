@@ -59,7 +59,7 @@ def keep_finished(model: Path, folder: Path) -> None:
     Finished models of earlier settings, in the folders beside, go: the space of theirs is their own by now.
     """
     for old in folder.parent.glob(f"*/{FINISHED}"):
-        shutil.rmtree(old)
+        shutil.rmtree(old, ignore_errors=True)
     try:
         _copy(model, folder / FINISHED)
     except OSError as error:
@@ -67,23 +67,26 @@ def keep_finished(model: Path, folder: Path) -> None:
         LOG.info("%s cannot be kept in %s (%s); should this job fail now, it trains anew", model, folder, error)
         shutil.rmtree(folder / FINISHED, ignore_errors=True)
     for left in set(folder.iterdir()) - {folder / FINISHED}:
-        shutil.rmtree(left)
+        # The model is written: what cannot be removed is no reason to fail.
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def restore_finished(folder: Path, model: Path) -> bool:
-    """Whether `folder` holds the finished model; it is in its place, the folder `model`, then."""
-    finished = folder / FINISHED
+    """Whether `folder` holds the finished model; it is in its place, the folder `model`, then.
+
+    One that is damaged or cannot be linked to is left out with a warning.
+    """
+    finished, temporary = folder / FINISHED, model.parent / f".{model.name}.partial"
     if not finished.is_dir():
         return False
     try:
         verify_manifest(finished, deep=True)
         verify(finished / "training.json")
+        shutil.rmtree(temporary, ignore_errors=True)
+        _copy(finished, temporary)
     except (OSError, ValueError) as error:
-        LOG.warning("%s is damaged (%s) and not used", finished, error)
+        LOG.warning("%s cannot be used (%s); training anew", finished, error)
         return False
-    temporary = model.parent / f".{model.name}.partial"
-    shutil.rmtree(temporary, ignore_errors=True)
-    _copy(finished, temporary)
     shutil.rmtree(model, ignore_errors=True)
     temporary.replace(model)
     return True
